@@ -1,0 +1,568 @@
+"""A batch: items, a checkpoint and policies, for the length of a `with`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from ._attempt import Attempt
+from ._checkpoint import Checkpoint, opened
+from ._clock import CLOCK
+from ._errors import BatchStopped, RateLimited, UsageError
+from ._guard import Check, Guards, as_checks
+from ._ids import Key
+from ._input import Input, Redo, redo_test
+from ._model import ErrorInfo, Limit, Plan, Record, StopReason, Summary, to_seconds
+from ._retry import RetryPolicy
+from ._run import Run
+from ._scheduler import Entry, Rules, Stop
+from ._session import Session
+from ._signals import Deferral, tell
+from ._store import Store, get
+
+logger = logging.getLogger("lockstitch")
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Settings:
+    """The checked arguments of a batch, apart from checkpoint and items."""
+
+    rules: Rules
+    checks: tuple[Check, ...]
+    redo: Redo | None
+    max_crashes: int
+    handle_signals: bool
+
+
+def check_settings(
+    *,
+    redo: Redo | None = None,
+    retry: RetryPolicy | None = None,
+    guard: Guards | None = None,
+    max_wait: float | timedelta = 600.0,
+    max_time: float | timedelta | None = None,
+    max_consecutive_errors: int | None = None,
+    max_crashes: int = 3,
+    handle_signals: bool = True,
+) -> Settings:
+    """Return the arguments in one type each.
+
+    Raises:
+        UsageError: one is of the wrong type or out of range.
+    """
+    if retry is not None and not callable(retry):
+        raise UsageError(
+            f"retry= takes a policy such as Backoff(), or a function of a Failure, not {retry!r}"
+        )
+    checks = as_checks(guard)
+    rules = Rules(
+        guarded=bool(checks),
+        retry=retry,
+        max_wait=to_seconds(max_wait, "max_wait="),
+        max_time=None if max_time is None else to_seconds(max_time, "max_time="),
+        max_consecutive_errors=_count(max_consecutive_errors, "max_consecutive_errors="),
+    )
+    redo_test(redo, lambda _id: None, lambda _id: Record("", ""))
+
+    return Settings(
+        rules, checks, redo, _count(max_crashes, "max_crashes=") or 3, bool(handle_signals)
+    )
+
+
+def _count(value: int | None, name: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} takes a whole number from 1, not {value!r}")
+
+    return value
+
+
+class ResumableBatch(Generic[T]):
+    """Runs what is pending of `items`, and stores what is finished in `checkpoint`.
+
+    Works inside its `with`, which locks the checkpoint, defers the first Ctrl-C or SIGTERM while
+    the batch drives in the main thread, and seals the run at the end. A stop of its own
+    (`BatchStopped`) ends the `with` and not the program; `summary`, `complete` and `exit_code` then
+    say what happened.
+
+    Args:
+        checkpoint: a `Checkpoint`, or the path of one.
+        items: any iterable. A sized one is checked for two items with one id before the first runs;
+            a generator is drawn from lazily.
+        key: what names an item: a field's name or a function. Not needed for texts, whole numbers
+            and paths.
+        redo: finished items to run again: a status, several, or a function of a `Record`.
+        retry: when to try a failed item again: `Backoff()`, or any function from a `Failure` to
+            seconds or None.
+        guard: asked before each item: an object with `check()`, a function, or several.
+        max_wait: the longest wait, in seconds, for a limit in one piece; beyond it the batch parks.
+        max_time: seconds after which nothing more is handed out.
+        max_consecutive_errors: stop after so many errors booked in a row.
+        max_crashes: set an item aside that took the process with it so often.
+        handle_signals: False leaves SIGINT and SIGTERM alone.
+
+    Raises:
+        UsageError: an argument is wrong; nothing was written.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | str | os.PathLike[str],
+        items: Iterable[T],
+        *,
+        key: Key | None = None,
+        redo: Redo | None = None,
+        retry: RetryPolicy | None = None,
+        guard: Guards | None = None,
+        max_wait: float | timedelta = 600.0,
+        max_time: float | timedelta | None = None,
+        max_consecutive_errors: int | None = None,
+        max_crashes: int = 3,
+        handle_signals: bool = True,
+    ) -> None:
+        self._settings = check_settings(
+            redo=redo,
+            retry=retry,
+            guard=guard,
+            max_wait=max_wait,
+            max_time=max_time,
+            max_consecutive_errors=max_consecutive_errors,
+            max_crashes=max_crashes,
+            handle_signals=handle_signals,
+        )
+        self._input: Input[T] = Input(items, key)
+        #: The store; open within the `with`, readable afterwards.
+        self.checkpoint = (
+            checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+        )
+        #: For plain calls of a decorated function, where the caller has the loop.
+        self._open_ended = False
+        self._owns_checkpoint = False
+        self._run: Run | None = None
+        self._session: Session[T] | None = None
+        self._deferral: Deferral | None = None
+        self._summary: Summary | None = None
+        self._complete = False
+
+    # Life
+
+    def __enter__(self) -> ResumableBatch[T]:
+        if self._run is not None:
+            raise UsageError("this batch is entered already; make a second one for a second pass")
+        self._input.check()
+        self._owns_checkpoint = not self.checkpoint.is_open
+        store = opened(self.checkpoint)
+        try:
+            store.claim()
+            self._warn_if_key_changed(store)
+        except BaseException:
+            self._close_checkpoint()
+            raise
+        self._run = Run(store, CLOCK.get(), self._settings.max_crashes)
+        self._run.size = self._input.size
+        self._summary, self._complete = None, False
+
+        return self
+
+    def _warn_if_key_changed(self, store: Store) -> None:
+        index = store.ledger.index
+        if self._input.size and index and not any(id in index for id in self._input.ids()):
+            logger.warning(
+                "%s: none of the %d items is among its %d finished ones; has key= changed?",
+                store.path,
+                self._input.size,
+                len(index),
+            )
+
+    def _close_checkpoint(self) -> None:
+        if self._owns_checkpoint:
+            self.checkpoint.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        run, session = self._entered()
+        reason, own = self._reason(session, error)
+        try:
+            if error is not None and own and (limit := limit_of(error)) is not None:
+                reason = self._park(session, limit)
+            self._warn(run, reason)
+            run.seal(reason)
+        except OSError:
+            if error is None or own:
+                raise
+            logger.exception("%s: the run could not be sealed", run.store.path)
+        finally:
+            resume_at = (
+                error.summary.resume_at if isinstance(error, BatchStopped) else session.resume_at
+            )
+            self._summary = run.summary(reason, resume_at)
+            self._run = self._session = None
+            run.store.free()
+            deferral, self._deferral = self._deferral, None
+            if deferral is not None:
+                deferral.__exit__(None, None, None)
+            self._close_checkpoint()
+        if reason is not None:
+            logger.warning("%s: %s; %s", run.store.path, self._summary, _advice(reason))
+        if deferral is not None and (own or error is None):
+            deferral.give_back()
+
+        return own
+
+    def _reason(
+        self, session: Session[T], error: BaseException | None
+    ) -> tuple[StopReason | None, bool]:
+        """Return why the `with` ends, and whether what leaves it is the batch's own stop."""
+        if isinstance(error, BatchStopped):
+            # Of this batch only: a nested one's stop is the caller's to see.
+            return (error.reason, True) if error in session.run.raised else ("failed", False)  # type: ignore[return-value]
+        if error is not None:
+            if limit_of(error) is not None:
+                return "limit", True
+            return ("failed" if isinstance(error, Exception) else "signal"), False
+        if session.scheduler.stop_reason is not None:
+            return session.scheduler.stop_reason, False
+        if self._open_ended:
+            session.run.exhausted = True  # there was no input: what was asked for is all there is
+            return None, False
+        pending = session.run.summary(None, None).pending
+
+        return (None if self._complete or pending == 0 else "left"), False
+
+    def _park(self, session: Session[T], limit: Limit) -> StopReason:
+        """A rate-limited response left the `with`: the run parks, and the item stays pending."""
+        session.impose(limit)
+        session.scheduler.stop("limit")
+        session.note_parking()
+
+        return "limit"
+
+    def _warn(self, run: Run, reason: StopReason | None) -> None:
+        unsaved = list(run.unsaved)
+        if unsaved and reason is None:
+            some = ", ".join(repr(id) for id in unsaved[:5]) + (", …" if len(unsaved) > 5 else "")
+            logger.warning(
+                "%s: %d items were handed out and never saved, so they are pending: %s",
+                run.store.path,
+                len(unsaved),
+                some,
+            )
+
+    def _entered(self) -> tuple[Run, Session[T]]:
+        if self._run is None:
+            raise UsageError("a batch works inside its with: `with ResumableBatch(…) as batch:`")
+        if self._session is None:
+            self._session = self._new_session(self._input)
+
+        return self._run, self._session
+
+    def _new_session(self, input: Input[Any]) -> Session[Any]:
+        run = self._run
+        if run is None:
+            raise UsageError("a batch works inside its with: `with ResumableBatch(…) as batch:`")
+        store = run.store
+        redo = redo_test(
+            self._settings.redo,
+            store.ledger.status,
+            lambda id: get(store.journal, store.codec, id),
+        )
+
+        return Session(run, input, self._settings.rules, self._settings.checks, redo)
+
+    def _defer(self, session: Session[Any]) -> Deferral:
+        def on_stop(name: str) -> None:
+            running = session.stop(name)
+            tell(f"{name}: finishing {running} item{'s' * (running != 1)}, once more to stop now")
+
+        return Deferral(on_stop)
+
+    @contextmanager
+    def _deferred(self, session: Session[Any]) -> Iterator[Deferral | None]:
+        """Defer the stop signals; after the block the first one that came is given back."""
+        if not self._settings.handle_signals or self._deferral is not None:
+            yield None
+            return
+        deferral = self._defer(session)
+        try:
+            with deferral:
+                yield deferral
+        finally:
+            if deferral.received is not None:
+                session.run.seal("signal")
+        deferral.give_back()
+
+    # What happened
+
+    @property
+    def open_run(self) -> Run:
+        """The run of this `with`; for the decorator, not for users."""
+        return self._entered()[0]
+
+    def raise_if_stopped(self) -> None:
+        """Raise `BatchStopped` if a limit, a signal or a rule has stopped the loop."""
+        _, session = self._entered()
+        if (stopped := session.stopped()) is not None:
+            raise stopped
+
+    @property
+    def summary(self) -> Summary:
+        """What was done and what is left; of this moment while the batch goes on."""
+        if self._run is not None:
+            return self._run.summary(None, None)
+        if self._summary is None:
+            raise UsageError("there is no summary yet: the batch was not entered")
+
+        return self._summary
+
+    @property
+    def complete(self) -> bool:
+        """True when every item of the input is finished."""
+        return self.summary.stopped_by is None and not self.summary.pending
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 done with errors or stopped by them, 2 run again later."""
+        return self.summary.exit_code
+
+    # The loop
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the pending items, one at a time.
+
+        Raises:
+            BatchStopped: a limit, a signal or a rule stops the batch; its `with` catches it.
+        """
+        _, session = self._entered()
+        if self._settings.handle_signals and self._deferral is None:
+            self._deferral = self._defer(session).__enter__()
+        while True:
+            for entry in list(session.scheduler.in_flight.values()):
+                session.leave(entry)  # not saved before the next one was asked for
+            entry_or_stop = session.next_entry()
+            if isinstance(entry_or_stop, Stop):
+                self._complete = entry_or_stop.reason is None
+                if (stopped := session.stopped()) is not None:
+                    raise stopped
+                return
+            session.start(entry_or_stop)
+            yield entry_or_stop.item
+
+    def save(self, item: T, result: Any = None, *, status: str = "ok") -> None:
+        """Store the record of an item that was handed out. Once this returns, it is done.
+
+        Raises:
+            UsageError: the item was not handed out, or is saved already.
+            SerializationFailed, OSError, DurabilityUnknown: see `Checkpoint.save`; it is pending.
+        """
+        entry, session = self._handed_out(item)
+        attempt = session.attempts[entry.id]
+        attempt.save(result, status=status)
+        session.settle(entry, attempt.outcome(None))
+
+    def fail(self, item: T, error: BaseException) -> None:
+        """Book `error` as the record of an item that was handed out.
+
+        Raises:
+            UsageError: the item was not handed out, or is saved already.
+        """
+        if not isinstance(error, BaseException):
+            raise UsageError(f"fail(item, exception) takes an exception, not {error!r}")
+        entry, session = self._handed_out(item)
+        session.book(entry, ErrorInfo.from_exception(error), session.attempts[entry.id].seconds)
+
+    def attempt(self, item: T) -> AbstractContextManager[Attempt]:
+        """Return the `with` around the work on one item.
+
+        An exception inside is booked (or tried again, as `retry` says), and the loop goes on.
+
+        Raises:
+            UsageError: the item was not handed out, or is saved already.
+        """
+        entry, session = self._handed_out(item)
+
+        return _attempting(session, entry)
+
+    def _handed_out(self, item: T) -> tuple[Entry, Session[T]]:
+        run, session = self._entered()
+        id = self._input.id_of(item)
+        entry = run.unsaved.get(id)
+        if entry is None:
+            if run.finished_here(id):
+                raise UsageError(f"the item {id!r} is saved already")
+            raise UsageError(
+                f"the item {id!r} was not handed out by this batch; save what its loop gives you, "
+                "or use Checkpoint.save for other ids"
+            )
+
+        return entry, session
+
+    # Driving
+
+    def run(self, fn: Callable[[T], Any]) -> Summary:
+        """Call `fn` with every pending item, and store what it returns.
+
+        An exception of `fn` is booked as the item's error, and the rest goes on.
+
+        Raises:
+            SerializationFailed, DurabilityUnknown, OSError: not an item's error; it is pending.
+        """
+        _, session = self._entered()
+        with self._deferred(session):
+            for _ in self._drive(session, fn):
+                continue
+
+        return session.run.summary(session.scheduler.stop_reason, session.resume_at)
+
+    def map(self, fn: Callable[[T], Any]) -> Iterator[Record]:
+        """Yield every item's record: those that are stored, and the new ones as they finish.
+
+        A record is stored when its item finishes, not when it is asked for. With a generator as
+        input, stored records come when their item is drawn.
+
+        Raises:
+            BatchStopped: the batch stopped early, after all records have been yielded.
+        """
+        run, session = self._entered()
+        skipped: list[str] = []
+        session.on_skip = skipped.append
+
+        def stored() -> Iterator[Record]:
+            while skipped:
+                yield get(run.store.journal, run.store.codec, skipped.pop(0))
+
+        with self._deferred(session):
+            for id in self._drive(session, fn):
+                yield from stored()
+                yield get(run.store.journal, run.store.codec, id)
+            yield from stored()
+        if (stopped := session.stopped()) is not None:
+            raise stopped
+
+    def _drive(self, session: Session[Any], fn: Callable[[Any], Any]) -> Iterator[str]:
+        """Work on one item after the other; yield the id of each that gets its record."""
+        while True:
+            entry = session.next_entry()
+            if isinstance(entry, Stop):
+                self._complete = entry.reason is None
+                return
+            attempt = session.start(entry)
+            if session.settle(entry, attempt.work(lambda entry=entry: fn(entry.item))):  # type: ignore[misc]
+                yield entry.id
+
+    # Looking ahead
+
+    def plan(self) -> Plan:
+        """Return what the batch would do, without doing it.
+
+        Raises:
+            UsageError: the input can be read only once.
+        """
+        if self._input.size is None:
+            raise UsageError(
+                "plan() reads the input, which a generator allows only once; pass a list"
+            )
+        run, session = self._entered()
+        ledger, again = run.store.ledger, session.redo
+        done: Counter[str] = Counter()
+        pending, new, known = 0, 0, 0
+        doubt = []
+        for id in self._input.ids():
+            status = ledger.status(id)
+            known += status is not None
+            if status is not None and not again(id):
+                done[status] += 1
+                continue
+            pending += 1
+            if id in run.in_doubt:
+                doubt.append(id)
+            elif status is None and not ledger.knows(id):
+                new += 1
+
+        return Plan(
+            total=self._input.size,
+            done=done.total(),
+            by_status=dict(done),
+            pending=pending,
+            in_doubt=tuple(doubt),
+            new=new,
+            gone=len(ledger.index) - known,
+            seconds_per_item=ledger.seconds / ledger.timed if ledger.timed else None,
+        )
+
+
+def open_ended(
+    checkpoint: Checkpoint, key: Key | None, settings: Mapping[str, Any]
+) -> ResumableBatch[Any]:
+    """Return the batch, entered, that plain calls of a decorated function belong to."""
+    batch: ResumableBatch[Any] = ResumableBatch(checkpoint, iter(()), key=key, **settings)
+    batch._open_ended = True
+
+    return batch.__enter__()
+
+
+def call_one(
+    batch: ResumableBatch[Any], id: str, item: Any, fn: Callable[[], Any], *, book: bool
+) -> None:
+    """Work on one item in the caller's thread, retries and short limits included.
+
+    Afterwards the item has a record (or the batch set it aside).
+
+    Raises:
+        BatchStopped: a long limit, or another rule, stops it; the item is pending.
+        Exception: what `fn` raised in its last attempt, unless `book`; the item is pending.
+    """
+    session = batch._new_session(Input([item], lambda _item: id))
+    with batch._deferred(session):
+        while True:
+            entry = session.next_entry()
+            if isinstance(entry, Stop):
+                if (stopped := session.stopped()) is not None:
+                    raise stopped
+                return
+            attempt = session.start(entry)
+            if session.settle(entry, attempt.work(fn), book=book):
+                return
+
+
+@contextmanager
+def _attempting(session: Session[Any], entry: Entry) -> Iterator[Attempt]:
+    attempt = session.attempts[entry.id]
+    token = attempt.enter()
+    try:
+        yield attempt
+    except BaseException as exception:  # noqa: BLE001 - sorted by `outcome`; what is fatal is raised again
+        outcome = attempt.outcome(exception)
+        session.settle(entry, outcome)
+    else:
+        session.settle(entry, attempt.outcome(None))
+    finally:
+        attempt.leave(token)
+
+
+def limit_of(error: BaseException) -> Limit | None:
+    """Return the limit that an exception stands for, None if it is an error."""
+    return error.limit if isinstance(error, RateLimited) else None
+
+
+def _advice(reason: StopReason) -> str:
+    if reason == "errors":
+        return 'find out what fails all items, then run it again with redo="error"'
+    if reason == "failed":
+        return "nothing finished is lost; run it again once the exception is dealt with"
+
+    return "run it again to go on"

@@ -1,0 +1,68 @@
+"""The only module that reads time, and the only one that sleeps.
+
+Two timelines. `wall()` is what the file and people see; it can be set back or forward at any
+moment. `now()` never goes back and is what every decision is made on; on Linux it also counts
+the time a laptop was asleep, so that a wait of five hours does not become ten when the lid is
+closed in between.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import time
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+#: A blocking wait is cut into slices of this many seconds: the timers of the system stand still
+#: while a laptop sleeps, so the remaining time is looked at anew after each.
+_SLICE = 20.0
+
+
+class Clock(Protocol):
+    """What the library needs of time. Thread-safe."""
+
+    def wall(self) -> float:
+        """Seconds since 1970-01-01 UTC; may jump."""
+        ...
+
+    def now(self) -> float:
+        """Seconds since an arbitrary moment; never goes back."""
+        ...
+
+    def wait(self, events: queue.SimpleQueue[T], seconds: float | None) -> T | None:
+        """Return the next event, or None when `seconds` pass without one (None: wait for ever)."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def __init__(self) -> None:
+        # Only Linux has a clock that runs on through a suspend; elsewhere the monotonic one does.
+        boottime = getattr(time, "CLOCK_BOOTTIME", None)
+        self._id: int | None = boottime
+
+    def wall(self) -> float:
+        return time.time()
+
+    def now(self) -> float:
+        return time.monotonic() if self._id is None else time.clock_gettime(self._id)
+
+    def wait(self, events: queue.SimpleQueue[T], seconds: float | None) -> T | None:
+        until = None if seconds is None else self.now() + seconds
+        while until is None or (left := until - self.now()) > 0:
+            try:
+                return events.get(timeout=_SLICE if until is None else min(left, _SLICE))
+            except queue.Empty:
+                continue
+
+        return None
+
+
+#: The clock that a checkpoint or batch takes up when it is made. A context variable and not a
+#: parameter: tests of users' own scripts can then replace it without touching the script.
+CLOCK: contextvars.ContextVar[Clock] = contextvars.ContextVar(
+    "lockstitch_clock", default=SystemClock()
+)

@@ -1,0 +1,370 @@
+"""The group commit: many savers, one write, one sync.
+
+Callers queue a ticket each. One of them, the leader, takes the mutex, and writes and syncs
+everything that is queued in one go; the others wait for it. One saver alone pays no thread
+switch; thirty-two share one sync. (A writer thread is the obvious way. It costs a single saver a
+third more, and its queue must be drained at exit.)
+
+An interrupt may strike between any two bytecodes, Ctrl-C in the middle of a commit included. So
+the truth about the file is one tuple, `state`, replaced by one assignment: either the group is
+committed or it is not. Whoever leads next and finds the state unclean cuts the file back to the
+last good end and does the group again. `with` on a bare lock is the only acquire and release
+that an interrupt cannot split.
+
+A failed write is undone, and the handle stays usable. A failed sync is never retried: the kernel
+reports it once and then forgets, and the next sync succeeds without the data being on the disk
+(ext4, XFS and btrfs alike). A complete copy is published instead, or the handle is given up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, NamedTuple, NoReturn, TypeVar
+
+from ._errors import CheckpointDamaged, DurabilityUnknown, UsageError
+from ._files import Files, write_all
+from ._frames import seal
+from ._reading import Fold
+
+logger = logging.getLogger("lockstitch")
+
+F = TypeVar("F", bound=Fold)
+
+#: A group of records is written in one call of at most this many bytes (or is one record).
+_GROUP = 1 << 20
+
+#: Seconds a follower waits before it looks whether its leader is still there. It is woken long
+#: before; this only answers a leader that was interrupted.
+_PATIENCE = 0.05
+
+
+class State(NamedTuple):
+    """The truth about the file; replaced as a whole."""
+
+    end: int  # bytes
+    n: int  # number of the last record
+    done: int  # tickets committed since the journal was opened; unlike n it never goes back
+    clean: bool  # False while a group is being written
+
+
+class _Ticket:
+    """One record on its way into the file."""
+
+    __slots__ = ("error", "id", "line", "offset", "payload", "seq", "sync", "wake")
+
+    def __init__(self, payload: bytes, id: str, sync: bool) -> None:
+        self.payload = payload
+        self.id = id
+        self.sync = sync
+        self.seq: int | None = None
+        self.line = b""
+        self.offset = 0
+        self.error: Exception | None = None
+        self.wake: threading.Lock | None = None
+
+    def poke(self) -> None:
+        if self.wake is not None and self.wake.locked():
+            try:
+                self.wake.release()
+            except RuntimeError:  # two pokes at once: either will do
+                return
+
+
+class Committer(Generic[F]):
+    """The writing end of one open file. Thread-safe; `mutex` guards the file and `fold`.
+
+    `rescue(lines)` is called, with the mutex held, when a sync has failed: it publishes a copy of
+    the file followed by `lines` and adopts it, or raises.
+    """
+
+    def __init__(
+        self, files: Files, path: str, fsync: bool | float, rescue: Callable[[list[bytes]], None]
+    ) -> None:
+        self.mutex = threading.Lock()
+        #: The thread that holds the mutex; a signal handler in that thread must not wait for it.
+        self.owner: int | None = None
+        self.fd = -1
+        self.salt = 0
+        self.fold: F
+        self.state = State(0, 0, 0, clean=True)
+        #: Number of the last record known to be on the disk.
+        self.proven = 0
+        #: Why the file takes no more records; empty while it does.
+        self.poison = ""
+        self._files = files
+        self._path = path
+        self._fsync = fsync
+        self._rescue_by = rescue
+        self._pid = os.getpid()
+        self._queue: deque[_Ticket] = deque()
+        self._group: list[_Ticket] = []
+        self._applied = 0
+        self._timer: threading.Timer | None = None
+
+    def adopt(self, fd: int, salt: int, fold: F, end: int, last: int) -> None:
+        """Go on with a file that has just been read and is known to be on the disk."""
+        done = self.state.done
+        self.fd, self.salt, self.fold = fd, salt, fold
+        self.state = State(end, last, done, clean=True)
+        self.proven = last
+        self._applied = done
+
+    def release(self) -> int:
+        """Stop; return the file descriptor, which the caller closes, or -1."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        fd, self.fd = self.fd, -1
+
+        return fd
+
+    @staticmethod
+    def this_thread() -> int:
+        """Return what `owner` is set to while this thread holds the mutex."""
+        return threading.get_ident()
+
+    @property
+    def forked(self) -> bool:
+        """True in a child that inherited the handle."""
+        return self._pid != os.getpid()
+
+    def check_mine(self) -> None:
+        """Refuse calls from a forked child, after closing, and from a handler inside a commit."""
+        if self._pid != os.getpid():
+            raise UsageError(
+                f"{self._path} was opened before a fork, and only the parent may use it; "
+                "return the results to the parent"
+            )
+        if self.fd < 0:
+            raise UsageError(f"{self._path} is closed")
+        if self.owner == threading.get_ident() and self.mutex.locked():
+            raise UsageError(
+                "the checkpoint was used by a signal handler that interrupted a save; "
+                "set a flag in the handler, and save outside of it"
+            )
+
+    def check_writable(self) -> None:
+        """As `check_mine`, and refuse a file whose state on the disk is unknown."""
+        self.check_mine()
+        if self.poison:
+            raise DurabilityUnknown(self._path, (), self.poison)
+
+    def append(self, payload: bytes, id: str, sync: bool) -> None:
+        """Add one record; see `Journal.append`."""
+        self.check_writable()
+        ticket = _Ticket(payload, id, sync)
+        self._queue.append(ticket)
+        while not self._finished(ticket):
+            if self.mutex.locked():
+                self._follow(ticket)
+            else:
+                self._lead(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+
+    def append_now(self, payload: bytes) -> bool:
+        """Add one record without syncing; False when this thread is inside a commit already."""
+        if self.forked or self.fd < 0 or self.poison or self.owner == threading.get_ident():
+            return False
+        self.append(payload, "", sync=False)
+
+        return True
+
+    def flush(self) -> None:
+        """Return once everything appended so far is on the disk, whatever the policy."""
+        self.check_writable()
+        with self.mutex:
+            self.owner = self.this_thread()
+            try:
+                self.commit()
+                self._sync()
+            finally:
+                self.owner = None
+
+    def _finished(self, ticket: _Ticket) -> bool:
+        return ticket.error is not None or (
+            ticket.seq is not None and ticket.seq <= self.state.done
+        )
+
+    def _follow(self, ticket: _Ticket) -> None:
+        if ticket.wake is None:
+            wake = threading.Lock()
+            wake.acquire()
+            ticket.wake = wake
+        if not self._finished(ticket):  # it may have been finished before it could be woken
+            ticket.wake.acquire(timeout=_PATIENCE)
+
+    def _lead(self, ticket: _Ticket) -> None:
+        with self.mutex:
+            self.owner = self.this_thread()
+            try:
+                if not self._finished(ticket):
+                    self.commit()
+            finally:
+                self.owner = None
+        for other in self._group:
+            if other is not ticket:
+                other.poke()
+        try:
+            self._queue[0].poke()  # the next leader
+        except IndexError:
+            return
+
+    def commit(self) -> None:
+        """Write what is queued; sync it if one of the group asks for it. The mutex is held."""
+        if not self.state.clean:
+            self._undo()
+        self._settle()
+        group = self._take_group()
+        if self.poison:
+            self._fail(DurabilityUnknown(self._path, (), self.poison))
+        elif group:
+            self._write(group)
+
+    def _write(self, group: list[_Ticket]) -> None:
+        end, n, done, _ = self.state
+        lines = []
+        for ticket in group:
+            n, done = n + 1, done + 1
+            ticket.offset = end
+            ticket.line = seal(ticket.payload, n, self.proven, self.salt)
+            ticket.seq = done
+            end += len(ticket.line)
+            lines.append(ticket.line)
+        try:
+            self._check_unchanged()
+            self.state = self.state._replace(clean=False)
+            write_all(self._files, self.fd, b"".join(lines))
+        except (OSError, CheckpointDamaged) as error:
+            self._undo()
+            self._fail(error)
+            return
+        if self._fsync is True and any(ticket.sync for ticket in group):
+            try:
+                self._files.sync(self.fd)
+            except OSError as error:
+                self._rescue(error, lines, done)
+                return
+            self.proven = n
+        self.state = State(end, n, done, clean=True)  # the commit point
+        self._settle()
+        if not isinstance(self._fsync, bool):
+            self._sync_later(self._fsync)
+
+    def _take_group(self) -> list[_Ticket]:
+        group = self._group = [each for each in self._group if not self._finished(each)]
+        size = sum(len(each.payload) for each in group)
+        # Look, take, then remove: an interrupt in between leaves a ticket twice and never nowhere.
+        while self._queue and (not group or size < _GROUP):
+            ticket = self._queue[0]
+            if ticket not in group[-1:] and not self._finished(ticket):
+                group.append(ticket)
+                size += len(ticket.payload)
+            self._queue.popleft()
+
+        return group
+
+    def _settle(self) -> None:
+        """Tell the fold about committed records that it does not know yet."""
+        for ticket in self._group:
+            if ticket.seq is not None and self._applied < ticket.seq <= self.state.done:
+                self.fold.apply(ticket.offset, ticket.line)
+                self._applied = ticket.seq
+
+    def _undo(self) -> None:
+        """Cut a half-written group off; the cut is on the disk before anything else is written."""
+        for ticket in self._group:
+            if ticket.seq is not None and ticket.seq > self.state.done:
+                ticket.seq = None
+        if self.state.clean:
+            return
+        try:
+            self._files.truncate(self.fd, self.state.end)
+            self._files.sync(self.fd)
+        except OSError as error:
+            self.give_up(f"a failed write could not be undone ({error})", error)
+        self.state = self.state._replace(clean=True)
+
+    def _fail(self, error: Exception) -> None:
+        """Give every ticket of the group its own copy of the error."""
+        for ticket in self._group:
+            if not self._finished(ticket):
+                ticket.error = _copy(error)
+        self._group = []
+
+    def give_up(self, reason: str, cause: OSError) -> NoReturn:
+        """Take no more records, and tell everybody who waits. Raises `DurabilityUnknown`."""
+        self.poison = reason
+        ids = tuple(ticket.id for ticket in self._group if ticket.id)
+        error = DurabilityUnknown(self._path, ids, reason)
+        self._fail(error)
+
+        raise error from cause
+
+    def _check_unchanged(self) -> None:
+        status = self._files.stat(self.fd)
+        end = self.state.end
+        if status.st_nlink and status.st_size == end:
+            return
+        what = (
+            f"is {status.st_size} bytes long, not {end}"
+            if status.st_nlink
+            else "was deleted or replaced"
+        )
+        self.poison = f"the file {what}: somebody else changed it while it was open"
+        raise CheckpointDamaged(
+            self._path, 0, end, self.poison, "Find out who writes to it; then open it again."
+        )
+
+    def _sync(self) -> None:
+        if self.proven == self.state.n:
+            return
+        try:
+            self._files.sync(self.fd)
+        except OSError as error:
+            self._rescue(error, [], self.state.done)
+        else:
+            self.proven = self.state.n
+
+    def _sync_later(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(seconds, self._sync_timed)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _sync_timed(self) -> None:
+        with self.mutex:
+            self.owner = self.this_thread()
+            try:
+                self._timer = None
+                if self.fd >= 0 and not self.poison and not self.forked:
+                    self._sync()
+            except DurabilityUnknown as error:
+                # Nobody waits here; the next save raises, because the file is given up.
+                logger.error("%s", error)  # noqa: TRY400 - the message says it all
+            finally:
+                self.owner = None
+
+    def _rescue(self, error: OSError, lines: list[bytes], done: int) -> None:
+        """After a failed sync: put everything into a new file, or give up."""
+        try:
+            self._rescue_by(lines)
+        except (OSError, CheckpointDamaged) as again:
+            self.give_up(f"a sync failed ({error}), and so did writing a copy ({again})", error)
+        self.state = self.state._replace(done=done)
+        self._applied = done
+        logger.warning(
+            "%s: a sync failed (%s); a complete copy was written and is used", self._path, error
+        )
+
+
+def _copy(error: Exception) -> Exception:
+    # One exception raised in several threads would collect the tracebacks of all of them.
+    if isinstance(error, OSError):
+        return type(error)(error.errno, error.strerror, error.filename)
+
+    return type(error)(*error.args)

@@ -1,0 +1,270 @@
+"""The one small object through which every file call goes.
+
+Nothing else in the library opens, writes, syncs or renames. That is what lets a test fail any
+call, cut any write at any byte, or keep the whole file in memory, and know that nothing went past.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import secrets
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Protocol
+
+from ._clock import CLOCK
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO at the path must not hang the open
+_BINARY = getattr(os, "O_BINARY", 0)
+
+#: Bytes per read while scanning: large enough that the system call does not show.
+_BLOCK = 1 << 20
+
+#: Seconds between tries to replace a file that another program has open, which Windows refuses.
+_WINDOWS_PAUSES = (0.05, 0.1, 0.25, 0.5, 0.6, 1.0)
+
+#: A directory cannot be synced on every file system; these answers mean "not supported".
+_UNSUPPORTED = frozenset({errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL)})
+
+
+class Files(Protocol):
+    """The file calls of a checkpoint. Paths are real paths; offsets and sizes are in bytes."""
+
+    def open_append(self, path: str) -> int:
+        """Open an existing file for reading and appending; raises `FileNotFoundError`."""
+        ...
+
+    def open_read(self, path: str) -> int:
+        """Open an existing file for reading only."""
+        ...
+
+    def create(self, path: str, mode: int) -> int:
+        """Create a file that must not exist yet, open for reading and appending."""
+        ...
+
+    def close(self, fd: int) -> None: ...
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        """Append, and return how many bytes were taken, which may be fewer than given."""
+        ...
+
+    def read(self, fd: int, size: int, offset: int) -> bytes: ...
+
+    def truncate(self, fd: int, size: int) -> None: ...
+
+    def sync(self, fd: int) -> None:
+        """Return once data and size of the file are on the disk."""
+        ...
+
+    def sync_directory(self, path: str) -> None:
+        """Return once the names in the folder of `path` are on the disk."""
+        ...
+
+    def drop_cache(self, fd: int, size: int) -> bool:
+        """Make the next reads come from the disk; False when that cannot be had."""
+        ...
+
+    def stat(self, fd: int) -> os.stat_result: ...
+
+    def copy_owner(self, fd: int, like: os.stat_result) -> None:
+        """Give a file the mode and, where allowed, the owner that another one has."""
+        ...
+
+    def replace(self, source: str, target: str) -> None:
+        """Let `source` take the place of `target`, at once and whole. Neither is open here."""
+        ...
+
+    def link_new(self, source: str, target: str) -> None:
+        """Give `source` the name `target` instead of its own; raises `FileExistsError`."""
+        ...
+
+    def unlink(self, path: str) -> None: ...
+
+    def siblings(self, path: str) -> list[str]:
+        """Return the paths in the same folder whose names begin with the name of `path`."""
+        ...
+
+
+class SystemFiles:
+    """The machine's file system. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._seek = threading.Lock()
+
+    def open_append(self, path: str) -> int:
+        return self._open(path, os.O_RDWR | os.O_APPEND)
+
+    def open_read(self, path: str) -> int:
+        return self._open(path, os.O_RDONLY)
+
+    def create(self, path: str, mode: int) -> int:
+        return self._open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode)
+
+    @staticmethod
+    def _open(path: str, flags: int, mode: int = 0o600) -> int:
+        fd = os.open(path, flags | _NOFOLLOW | _NONBLOCK | _BINARY, mode)
+        # With 0, 1 or 2 closed, the file would become somebody's standard output.
+        low = []
+        while fd < 3:
+            low.append(fd)
+            fd = os.dup(fd)
+        for each in low:
+            os.close(each)
+
+        return fd
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        return os.write(fd, data)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(fd, size, offset)
+        with self._seek:
+            os.lseek(fd, offset, os.SEEK_SET)
+
+            return os.read(fd, size)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        if sys.platform == "darwin":
+            import fcntl
+
+            # fsync on macOS leaves the data in the drive's own cache; see fcntl(2).
+            try:
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                    raise
+                os.fsync(fd)
+        elif hasattr(os, "fdatasync"):
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+    def sync_directory(self, path: str) -> None:
+        if os.name == "nt":  # a directory cannot be opened there, and names need no sync
+            return
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        finally:
+            os.close(fd)
+
+    def drop_cache(self, fd: int, size: int) -> bool:
+        if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+            return False
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        # The advice may be ignored (tmpfs, pages mapped by somebody). A read that must not wait
+        # for the disk succeeds only where a page is still in memory.
+        probe = bytearray(1)
+        for offset in range(0, size, _BLOCK):
+            try:
+                if os.preadv(fd, [probe], offset, os.RWF_NOWAIT):
+                    return False
+            except BlockingIOError:
+                continue
+            except OSError:
+                return False
+
+        return True
+
+    def stat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def copy_owner(self, fd: int, like: os.stat_result) -> None:
+        if os.name == "nt":
+            return
+        with suppress(PermissionError):  # only root may give files away; the mode matters more
+            os.fchown(fd, like.st_uid, like.st_gid)
+        os.fchmod(fd, stat.S_IMODE(like.st_mode))
+
+    def replace(self, source: str, target: str) -> None:
+        for pause in _WINDOWS_PAUSES if os.name == "nt" else ():
+            try:
+                os.replace(source, target)
+            except PermissionError:  # a virus scanner or an indexer has it open for a moment
+                CLOCK.get().wait(queue.SimpleQueue[None](), pause)
+            else:
+                return
+        os.replace(source, target)
+
+    def link_new(self, source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):
+            # No hard links here (FAT, some network and FUSE file systems). The caller holds the
+            # lock and has just seen that there is no such file.
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+            os.replace(source, target)
+        else:
+            os.unlink(source)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def siblings(self, path: str) -> list[str]:
+        folder, name = os.path.split(path)
+
+        return [
+            os.path.join(folder, other)
+            for other in os.listdir(folder or ".")
+            if other.startswith(name)
+        ]
+
+
+def write_all(files: Files, fd: int, data: bytes) -> None:
+    """Append all of `data`. If this raises, some of it may have been written."""
+    view = memoryview(data)
+    while view:
+        view = view[files.write(fd, view) :]
+
+
+def read_lines(files: Files, fd: int, start: int, longest: int) -> Iterator[bytes]:
+    """Yield the lines from `start` to the end of the file, newlines included.
+
+    The last one may lack its newline; one longer than `longest` comes in pieces without.
+    """
+    offset, rest = start, b""
+    while block := files.read(fd, _BLOCK, offset):
+        offset += len(block)
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            yield line + b"\n"
+        if len(rest) > longest:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
+def temporary_name(path: str) -> str:
+    """Return a new name beside `path`, so that a rename never crosses file systems."""
+    return f"{path}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def discard(files: Files, path: str) -> None:
+    """Remove a file of our own that may be gone already."""
+    with suppress(FileNotFoundError):
+        files.unlink(path)
+
+
+def is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)

@@ -1,0 +1,98 @@
+"""The user's items, drawn one by one, with what is finished left out. Pure but for the drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from ._errors import UsageError
+from ._ids import Key, key_function
+from ._model import Record
+
+T = TypeVar("T")
+
+#: `redo=`: a status, several, or a question to each record.
+Redo = str | Iterable[str] | Callable[[Record], bool]
+
+
+def redo_test(
+    redo: Redo | None, status: Callable[[str], str | None], record: Callable[[str], Record]
+) -> Callable[[str], bool]:
+    """Return the question "is this finished id to run again?".
+
+    Quarantined items are meant only by name: what kills the process is not run again by accident.
+
+    Raises:
+        UsageError: `redo` is of another type.
+    """
+    if redo is None:
+        return lambda _id: False
+    if callable(redo):
+        predicate = redo
+        return lambda id: status(id) != "quarantined" and bool(predicate(record(id)))
+    wanted = frozenset([redo] if isinstance(redo, str) else redo)
+    if not all(isinstance(each, str) for each in wanted):
+        raise UsageError(f"redo= takes a status, several, or a function of a record, not {redo!r}")
+
+    return lambda id: status(id) in wanted
+
+
+@attrs.define(eq=False)
+class Input(Generic[T]):
+    """The items of a batch and the ids they have."""
+
+    items: Iterable[T]
+    key: Key | None = None
+    id_of: Callable[[Any], str] = attrs.field(init=False)
+    _iterator: Iterator[T] | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.id_of = key_function(self.key)
+        if isinstance(self.items, (str, bytes)) or not isinstance(self.items, Iterable):
+            raise UsageError(f"items takes a list or another iterable of items, not {self.items!r}")
+
+    @property
+    def size(self) -> int | None:
+        """How many items there are; None for what can only be found out by drawing them."""
+        if isinstance(self.items, Collection) and not isinstance(self.items, Iterator):
+            return len(self.items)
+
+        return None
+
+    def ids(self) -> Iterator[str]:
+        """Yield every id of an input that can be read more than once.
+
+        Raises:
+            UsageError: an item has no id.
+        """
+        return map(self.id_of, self.items)
+
+    def check(self) -> None:
+        """Look at every id of a sized input before anything is paid for.
+
+        Raises:
+            UsageError: an item has no id, or two have the same.
+        """
+        if self.size is None:
+            return
+        seen: set[str] = set()
+        for id in self.ids():
+            if id in seen:
+                raise twice(id)
+            seen.add(id)
+
+    def draw(self) -> tuple[str, T] | None:
+        """Return id and item of the next one, None after the last."""
+        if self._iterator is None:
+            self._iterator = iter(self.items)
+        for item in self._iterator:
+            return self.id_of(item), item
+
+        return None
+
+
+def twice(id: str) -> UsageError:
+    """Return the error for two items with one id."""
+    return UsageError(f"two items of the input have the id {id!r}; key= must tell them apart")

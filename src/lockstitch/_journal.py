@@ -1,0 +1,341 @@
+"""A checkpoint file, opened by its one writer. Bytes and sizes, no record's meaning.
+
+Opening is where trust is decided, so its order matters: lock, sync, drop what is cached, and
+only then read. A run that died between write and sync leaves records that can be read and are
+not on the disk; believing them would lose them at the next power cut, after they were skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+import attrs
+
+from ._clock import CLOCK
+from ._commit import Committer
+from ._errors import SerializationFailed, UsageError
+from ._files import Files, SystemFiles, discard, read_lines
+from ._frames import MAX_LINE, Scan, Wrong, strip_seal
+from ._lock import Lock, RunLock
+from ._publish import create, keep_aside, new_salt, set_aside, write_new
+from ._reading import Contents, Fold, damaged, load, read_line, refuse_special
+from ._records import Header
+
+logger = logging.getLogger("lockstitch")
+
+F = TypeVar("F", bound=Fold)
+Keep = Callable[[int, bytes], bool]
+
+#: What a line's seal may take, in bytes.
+_SEAL_ROOM = 128
+
+
+@attrs.frozen
+class Storage:
+    """Where checkpoints live: the file calls, and the lock for a path."""
+
+    files: Files
+    lock: Callable[[str], Lock]
+
+
+#: The storage that a checkpoint takes up when it is made; None is the machine's. Replaced by
+#: `lockstitch.testing`, so that a test of a user's script need not touch the script.
+STORAGE: ContextVar[Storage | None] = ContextVar("lockstitch_storage", default=None)
+
+
+def current_storage() -> Storage:
+    """Return the storage in force here."""
+    return STORAGE.get() or Storage(SystemFiles(), lambda path: RunLock(path, CLOCK.get().wall))
+
+
+class Journal(Generic[F]):
+    """The file of a checkpoint, open for writing by one process at a time.
+
+    Thread-safe. After a fork, the child's handle refuses everything.
+    """
+
+    def __init__(
+        self, path: str, *, fsync: bool | float, storage: Storage, fold: Callable[[], F]
+    ) -> None:
+        self.path = path
+        self.header: Header
+        #: Bytes that a crash had left half-written and that opening has cut off.
+        self.torn = 0
+        self._start = 0
+        self._files = storage.files
+        self._lock = storage.lock(path)
+        self._new_fold = fold
+        self._commit: Committer[F] = Committer(storage.files, path, fsync, self._republish)
+
+    @property
+    def fold(self) -> F:
+        """What has been made of the lines so far; replaced as a whole by `publish`."""
+        return self._commit.fold
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, up to the end of its last record."""
+        return self._commit.state.end
+
+    @property
+    def is_mine(self) -> bool:
+        """False in a forked child, which must leave the parent's file alone."""
+        return not self._commit.forked
+
+    # Opening
+
+    def open(self, new_header: Callable[[], Header], *, fresh: bool = False) -> None:
+        """Lock the checkpoint and read it; create it if there is none.
+
+        With `fresh` the old file, damaged or not, is set aside first.
+
+        Raises:
+            CheckpointLocked, CheckpointDamaged, UsageError, OSError: the lock is free again.
+        """
+        self._lock.acquire()
+        try:
+            if fresh:
+                set_aside(self._files, self.path)
+            self._open_locked(new_header)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _open_locked(self, new_header: Callable[[], Header]) -> None:
+        created = False
+        try:
+            fd = self._open_existing()
+        except FileNotFoundError:  # any other error could hide a file that is there
+            create(self._files, self.path, new_header())
+            fd, created = self._open_existing(), True
+        self._commit.fd = fd
+        size = refuse_special(self._files, fd, self.path)
+        for leftover in self._files.siblings(f"{self.path}.tmp-"):
+            discard(self._files, leftover)
+        synced = self._sync_before_belief(fd)
+        proved = created or (synced and self._files.drop_cache(fd, size))
+        contents = self._load(fd)
+        self._adopt(fd, contents)
+        self._mend(contents, proved=proved or (synced and contents.fold.sealed), synced=synced)
+
+    def _open_existing(self) -> int:
+        try:
+            return self._files.open_append(self.path)
+        except IsADirectoryError:
+            raise UsageError(f"{self.path} is a folder; give the path of a file in it") from None
+
+    def _sync_before_belief(self, fd: int) -> bool:
+        try:
+            self._files.sync(fd)
+            synced = True
+        except OSError as error:
+            logger.warning(
+                "%s: syncing failed (%s); a copy is made before it is trusted", self.path, error
+            )
+            synced = False
+        self._files.sync_directory(self.path)
+
+        return synced
+
+    def _load(self, fd: int) -> Contents[F]:
+        contents = load(self._files, fd, self.path, self._new_fold())
+        contents.check(self.path)
+
+        return contents
+
+    def _adopt(self, fd: int, contents: Contents[F]) -> None:
+        self.header = contents.header
+        self._start = contents.scan.start
+        self._commit.adopt(
+            fd, contents.header.salt, contents.fold, contents.scan.end, contents.scan.last
+        )
+
+    def _mend(self, contents: Contents[F], *, proved: bool, synced: bool) -> None:
+        """Cut a torn tail off; copy the file where cutting would lose records or trust a cache."""
+        scan = contents.scan
+        self.torn = sum(wrong.stop - wrong.start for wrong in scan.wrong)
+        if self.torn:
+            aside = keep_aside(self._files, self._commit.fd, self.path, scan.wrong, "torn")
+            kept = f", kept as {aside}" if aside else ""
+            logger.warning(
+                "%s: cut off %d bytes that a crash left torn%s", self.path, self.torn, kept
+            )
+        if scan.holes or not proved:
+            try:
+                self._republish([])
+            except OSError as error:
+                if scan.holes or not synced:
+                    raise
+                # A file that is itself a mount point cannot be replaced. It is synced: go on.
+                logger.warning(
+                    "%s: it could not be copied (%s) and is used as it is", self.path, error
+                )
+            else:
+                return
+        if scan.end < scan.size:
+            self._files.truncate(self._commit.fd, scan.end)
+            self._files.sync(self._commit.fd)
+
+    # Writing
+
+    def append(self, payload: bytes, *, id: str = "", sync: bool = True) -> None:
+        """Add one record; return once it is as durable as the `fsync` policy says.
+
+        With `sync=False` it is handed to the system and not synced, whatever the policy.
+
+        Raises:
+            OSError: it could not be written; the file is as before, and the journal usable.
+            DurabilityUnknown: nobody knows what the disk holds; the journal takes no more.
+            CheckpointDamaged: somebody else changed the file.
+            UsageError: called in a forked child, or from a signal handler inside a save.
+        """
+        if len(payload) > MAX_LINE - _SEAL_ROOM:
+            raise SerializationFailed(
+                id, "$", f"it makes a line of {len(payload)} bytes; the limit is 64 MiB"
+            )
+        self._commit.append(payload, id, sync)
+
+    def append_now(self, payload: bytes) -> bool:
+        """Add one record without syncing, also from inside a signal handler.
+
+        Returns False, and writes nothing, when the handler has interrupted a commit.
+        """
+        return self._commit.append_now(payload)
+
+    def flush(self) -> None:
+        """Return once everything appended so far is on the disk, whatever the policy.
+
+        Raises:
+            DurabilityUnknown: the disk does not confirm, and a copy could not be made either.
+        """
+        self._commit.flush()
+
+    def publish(self, keep: Keep, header: Header | None = None) -> None:
+        """Replace the file by one with only the lines that `keep` is true for.
+
+        Raises:
+            OSError, CheckpointDamaged: the old file is untouched and still in use.
+            DurabilityUnknown: the new file may or may not have taken the old one's place.
+        """
+        commit = self._commit
+        commit.check_writable()
+        with commit.mutex:
+            commit.owner = commit.this_thread()
+            try:
+                commit.commit()
+                self._replace(keep, [], header or self.header)
+            finally:
+                commit.owner = None
+
+    def _republish(self, lines: list[bytes]) -> None:
+        self._replace(lambda _offset, _line: True, lines, self.header)
+
+    def _replace(self, keep: Keep, extra: list[bytes], header: Header) -> None:
+        commit = self._commit
+        count = sum(keep(offset, line) for offset, line in self._lines()) + len(extra)
+        fresh = attrs.evolve(header, salt=new_salt(), proven=count)
+        payloads = self._payloads(keep, extra)
+        temporary = write_new(self._files, self.path, fresh, payloads, self._files.stat(commit.fd))
+        try:
+            self._verify(temporary, count)
+            # Windows replaces no file that is open, so ours is closed for the moment.
+            self._files.close(commit.fd)
+            try:
+                self._files.replace(temporary, self.path)
+            finally:
+                commit.fd = self._reopen()
+        except BaseException:
+            discard(self._files, temporary)
+            raise
+        try:
+            self._files.sync_directory(self.path)
+        except OSError as error:
+            commit.give_up(f"the name of the new file could not be synced ({error})", error)
+        self._adopt(commit.fd, self._load(commit.fd))
+
+    def _reopen(self) -> int:
+        commit = self._commit
+        try:
+            return self._files.open_append(self.path)
+        except OSError as error:
+            commit.fd = -1
+            commit.give_up(f"the file could not be opened again ({error})", error)
+
+    def _verify(self, path: str, count: int) -> None:
+        fd = self._files.open_read(path)
+        try:
+            if self._load(fd).scan.last != count:
+                raise damaged(path, Wrong(-1, 0, 0, 0, "the copy is not complete"))
+        finally:
+            self._files.close(fd)
+
+    def _payloads(self, keep: Keep, extra: list[bytes]) -> Iterator[bytes]:
+        for offset, line in self._lines():
+            if keep(offset, line):
+                yield strip_seal(line)
+        for line in extra:
+            yield strip_seal(line)
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        state = self._commit.state
+        scan = Scan(salt=self.header.salt, proven=self.header.proven, start=self._start)
+        raw = read_lines(self._files, self._commit.fd, self._start, MAX_LINE)
+        for offset, line in scan.frames(raw):
+            if offset >= state.end:
+                break
+            yield offset, line
+            if scan.last == state.n:
+                return
+        if scan.last < state.n:
+            raise damaged(
+                self.path, Wrong(-1, scan.lines, scan.end, scan.end, "records cannot be read back")
+            )
+
+    # Reading and closing
+
+    def read(self, find: Callable[[F], int]) -> dict[str, object]:
+        """Return the record at the offset that `find` takes from the fold.
+
+        Both happen under one lock: a compaction in another thread moves every record.
+        """
+        commit = self._commit
+        commit.check_mine()
+        with commit.mutex:
+            commit.owner = commit.this_thread()
+            try:
+                offset = find(commit.fold)
+
+                return read_line(self._files, commit.fd, self.path, commit.salt, offset)
+            finally:
+                commit.owner = None
+
+    def close(self, end: bytes | None) -> None:
+        """Commit what is queued, sync, write `end` as the last record, sync, free the lock.
+
+        The lock is free afterwards even if this raises. In a forked child, only the handle goes.
+        """
+        commit = self._commit
+        if commit.fd < 0:
+            return
+        if commit.forked:
+            commit.fd = -1
+            return
+        try:
+            if not commit.poison:
+                commit.flush()
+                if end is not None:
+                    commit.append(end, "", sync=False)
+                    commit.flush()
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        fd = self._commit.release()
+        try:
+            if fd >= 0:
+                self._files.close(fd)
+        finally:
+            self._lock.release()

@@ -1,0 +1,187 @@
+"""What is wrong with a file, and how to go on with what is left of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import attrs
+
+from ._clock import CLOCK
+from ._errors import CheckpointDamaged
+from ._files import Files, discard, read_lines
+from ._frames import MAX_LINE, Scan, Wrong, strip_seal
+from ._journal import Storage
+from ._ledger import Ledger
+from ._publish import keep_aside, new_salt, write_new
+from ._reading import find_salts, load_header, refuse_special
+from ._records import Header, Malformed, instant, iso, parse
+
+
+@attrs.frozen
+class Verification:
+    """What a file was found to hold."""
+
+    path: str
+    #: Valid lines, the header not counted.
+    lines: int
+    #: Finished items.
+    items: int
+    #: How many of the lines had provably been on the disk.
+    proven: int
+    #: What is wrong with stored bytes.
+    damage: tuple[Wrong, ...]
+    #: What a crash (or a writer that is at it right now) leaves at the end.
+    torn: tuple[Wrong, ...]
+    #: Where `repair` has put the damaged bytes.
+    aside: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing that had been stored is damaged."""
+        return not self.damage
+
+    def __str__(self) -> str:
+        told = [
+            f"{self.path}: {self.items} items in {self.lines} lines, {'ok' if self.ok else 'DAMAGED'}"
+        ]
+        told += [
+            f"  line {wrong.line} (byte {wrong.start}): {wrong.reason}" for wrong in self.damage
+        ]
+        told += [
+            f"  torn: line {wrong.line} (byte {wrong.start}): {wrong.reason}" for wrong in self.torn
+        ]
+        if self.aside:
+            told.append(f"  the damaged bytes are in {self.aside}")
+
+        return "\n".join(told)
+
+
+def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledger, list[bytes]]:
+    """Return what was found, the fold, and the lines that hold what they must."""
+    scan, ledger = Scan(salt=header.salt, proven=header.proven, start=start), Ledger()
+    good = []
+    for offset, line in scan.frames(read_lines(files, fd, start, MAX_LINE)):
+        try:
+            ledger.apply(offset, line)
+        except Malformed as error:
+            scan.wrong.append(Wrong(-1, scan.lines, offset, offset + len(line), f"{error}"))
+        else:
+            good.append(line)
+
+    return scan, ledger, good
+
+
+def _report(path: str, scan: Scan, ledger: Ledger, lines: int) -> Verification:
+    damage = scan.damage
+
+    return Verification(
+        path=path,
+        lines=lines,
+        items=len(ledger.index),
+        proven=scan.proven,
+        damage=tuple(damage),
+        torn=tuple(wrong for wrong in scan.wrong if wrong not in damage),
+    )
+
+
+def verify(path: str, storage: Storage) -> Verification:
+    """See `Checkpoint.verify`."""
+    files = storage.files
+    fd = files.open_read(path)
+    try:
+        refuse_special(files, fd, path)
+        header, start = load_header(files, fd, path)
+        scan, ledger, good = _read(files, fd, header, start)
+    except CheckpointDamaged as error:
+        wrong = Wrong(-1, error.line, error.offset, error.offset, error.reason)
+        return Verification(path, 0, 0, 0, (wrong,), ())
+    finally:
+        files.close(fd)
+
+    return _report(path, scan, ledger, len(good))
+
+
+def repair(path: str, storage: Storage) -> Verification:
+    """See `Checkpoint.repair`."""
+    files, lock = storage.files, storage.lock(path)
+    lock.acquire()
+    try:
+        fd = files.open_read(path)
+        try:
+            return _repair_open(path, files, fd)
+        finally:
+            files.close(fd)
+    finally:
+        lock.release()
+
+
+def _repair_open(path: str, files: Files, fd: int) -> Verification:
+    refuse_special(files, fd, path)
+    lost: list[Wrong] = []
+    try:
+        header, start = load_header(files, fd, path)
+    except CheckpointDamaged as error:
+        header, start = _rebuild_header(path, files, fd, error)
+        lost = [Wrong(-1, 1, 0, start, error.reason)]
+    scan, ledger, good = _read(files, fd, header, start)
+    scan.wrong[:0] = lost
+    report = _report(path, scan, ledger, len(good))
+    if not scan.wrong:
+        return report
+    aside = keep_aside(files, fd, path, scan.wrong, "damaged", whole_lines=False)
+    fresh = attrs.evolve(header, salt=new_salt(), proven=len(good))
+    temporary = write_new(files, path, fresh, map(strip_seal, good), files.stat(fd))
+    try:
+        files.replace(temporary, path)
+    except BaseException:
+        discard(files, temporary)
+        raise
+    files.sync_directory(path)
+
+    return attrs.evolve(report, aside=aside)
+
+
+def _rebuild_header(
+    path: str, files: Files, fd: int, error: CheckpointDamaged
+) -> tuple[Header, int]:
+    """Make a header of what the other lines repeat of it."""
+    salt = next(find_salts(files, fd), None)
+    if salt is None:
+        raise error
+    first = next(read_lines(files, fd, 0, MAX_LINE))
+    header = Header(str(uuid.uuid4()), iso(CLOCK.get().wall()), "json", {}, salt)
+    told = {**_told_by_runs(files, fd, len(first), salt), **_remains(first)}
+    serializer, config = told.get("serializer"), told.get("config")
+    created = told.get("created_at")
+
+    return (
+        attrs.evolve(
+            header,
+            batch=str(told.get("batch", header.batch)),
+            created_at=str(created) if instant(created) else header.created_at,
+            serializer=serializer if isinstance(serializer, str) else "json",
+            config=config if isinstance(config, dict) else {},
+        ),
+        len(first),
+    )
+
+
+def _remains(first: bytes) -> dict[str, object]:
+    """Return what a damaged header still says, if it is still JSON."""
+    try:
+        return parse(first)
+    except Malformed:
+        return {}
+
+
+def _told_by_runs(files: Files, fd: int, start: int, salt: int) -> dict[str, object]:
+    told: dict[str, object] = {}
+    scan = Scan(salt=salt, proven=0, start=start)
+    lines: Iterator[tuple[int, bytes]] = scan.frames(read_lines(files, fd, start, MAX_LINE))
+    for _, line in lines:
+        if line.startswith(b'{"run":'):
+            said = parse(line)
+            told.update({key: said[key] for key in ("batch", "config") if key in said})
+
+    return told

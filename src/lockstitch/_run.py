@@ -1,0 +1,197 @@
+"""One run: what it writes into the checkpoint, and what it counts for its summary.
+
+State is born here for each run and dies with it; nothing is kept in what a decorator closed over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from datetime import datetime
+
+import attrs
+
+from ._clock import Clock
+from ._errors import BatchStopped
+from ._model import ErrorInfo, Limit, StopReason, Summary, to_instant
+from ._scheduler import Entry
+from ._store import Store, boot_id
+
+#: Statuses that make a finished batch exit with 1.
+FAILED = frozenset({"error", "quarantined"})
+
+
+@attrs.define(eq=False)
+class Run:
+    """The open run of a batch. Thread-safe, but for `seal` and `summary`."""
+
+    store: Store
+    clock: Clock
+    max_crashes: int
+    #: On the clock's timeline.
+    started: float = attrs.field(init=False)
+    number: int = attrs.field(init=False, default=0)
+    sealed: bool = attrs.field(init=False, default=False)
+
+    # The input, as far as it was read
+    size: int | None = attrs.field(init=False, default=None)
+    seen: int = attrs.field(init=False, default=0)
+    exhausted: bool = attrs.field(init=False, default=False)
+    done_before: int = attrs.field(init=False, default=0)
+    failed_before: int = attrs.field(init=False, default=0)
+
+    # What happened
+    by_status: Counter[str] = attrs.field(init=False, factory=Counter)
+    attempts: int = attrs.field(init=False, default=0)
+    waits: int = attrs.field(init=False, default=0)
+    waited: float = attrs.field(init=False, default=0.0)
+    consecutive: int = attrs.field(init=False, default=0)
+    #: Handed out, and neither saved nor given back.
+    unsaved: dict[str, Entry] = attrs.field(init=False, factory=dict)
+    #: Where the records of this run begin, in bytes.
+    since: int = attrs.field(init=False)
+    #: The stops that this run has raised; its `with` catches these and no others.
+    raised: list[BatchStopped] = attrs.field(init=False, factory=list)
+    #: Items that the last run died in, as they were when this one was opened.
+    in_doubt: frozenset[str] = attrs.field(init=False)
+    suspects: set[str] = attrs.field(init=False)
+    crashes: dict[str, int] = attrs.field(init=False)
+    _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    _unwritten_stop: str = attrs.field(init=False, default="")
+
+    def __attrs_post_init__(self) -> None:
+        self.started = self.clock.now()
+        self.since = self.store.journal.size
+        self.in_doubt = frozenset(self.store.ledger.in_doubt)
+        self.suspects, self.crashes = self.store.ledger.after_death(boot_id())
+
+    # Writing
+
+    def begin(self) -> None:
+        """Write the line that begins the run, once."""
+        with self._lock:
+            if not self.number:
+                self.number = self.store.begin_run()
+
+    def start(self, entry: Entry) -> None:
+        """Write that an item begins. If this raises, it must not begin."""
+        self.begin()
+        self.write_stop()
+        self.store.start(entry.id, entry.number)
+        with self._lock:
+            self.attempts += 1
+            self.unsaved[entry.id] = entry
+
+    def finish(
+        self,
+        entry: Entry,
+        status: str,
+        *,
+        result: object = None,
+        error: ErrorInfo | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Write the record of an item; once this returns, the item is done."""
+        self.store.finish(
+            entry.id, status, result=result, error=error, attempt=entry.number, seconds=seconds
+        )
+        with self._lock:
+            self.by_status[status] += 1
+            self.unsaved.pop(entry.id, None)
+
+    def retry(self, entry: Entry, error: ErrorInfo) -> None:
+        """Write that an attempt failed and another will follow, at `entry.due`."""
+        due = self.clock.wall() + max(0.0, entry.due - self.clock.now())
+        self.store.retry(entry.id, entry.used, error, due)
+        self._given_back(entry)
+
+    def back(self, entry: Entry) -> None:
+        """Write that an item was left unfinished by a process that is well."""
+        self.store.back(entry.id)
+        self._given_back(entry)
+
+    def _given_back(self, entry: Entry) -> None:
+        with self._lock:
+            self.unsaved.pop(entry.id, None)
+
+    def quarantine(self, entry: Entry, crashes: int) -> None:
+        """Set an item aside that took the process with it too often."""
+        self.begin()
+        message = f"the process died {crashes} times while this item ran alone"
+        self.store.finish(entry.id, "quarantined", error=ErrorInfo("Crashed", message))
+        with self._lock:
+            self.by_status["quarantined"] += 1
+
+    def stop(self, signal: str) -> None:
+        """Write a stop request down at once; called in a signal handler."""
+        if self.number and not self.store.stop(signal):
+            self._unwritten_stop = signal
+
+    def write_stop(self) -> None:
+        """Write the stop request that its handler could not write."""
+        signal, self._unwritten_stop = self._unwritten_stop, ""
+        if signal:
+            self.store.stop(signal)
+
+    def pause(self, limit: Limit, until: float) -> None:
+        """Write a limit that ends at `until` on the clock's timeline."""
+        self.store.pause(limit, self.clock.wall() + until - self.clock.now())
+        self.waits += 1
+
+    def resume(self, seconds: float) -> None:
+        """Write that a pause is over."""
+        self.store.waited(seconds)
+        self.waited += seconds
+
+    def seal(self, reason: StopReason | None) -> None:
+        """Write the end of the run, if it began; later calls do nothing."""
+        if self.number and not self.sealed:
+            self.write_stop()
+            self.store.seal(reason or "complete")
+            self.sealed = True
+
+    # Counting
+
+    def finished_here(self, id: str) -> bool:
+        """Tell whether an item got its record in this run."""
+        try:
+            return self.store.ledger.offset(id) >= self.since
+        except KeyError:
+            return False
+
+    def stopped(self, reason: StopReason, resume_at: datetime | None) -> BatchStopped:
+        """Return the exception that says why the batch stops here."""
+        stop = BatchStopped(reason, self.summary(reason, resume_at))
+        self.raised.append(stop)
+
+        return stop
+
+    def summary(self, stopped_by: StopReason | None, resume_at: datetime | None) -> Summary:
+        """Return what is known now."""
+        ledger = self.store.ledger
+        done = sum(self.by_status.values())
+        total = self.size if self.size is not None else self.seen if self.exhausted else None
+        mean = ledger.seconds / ledger.timed if ledger.timed else 0.0
+
+        return Summary(
+            total=total,
+            done_before=self.done_before,
+            ok=done - sum(self.by_status[status] for status in FAILED),
+            errors=self.by_status["error"],
+            quarantined=self.by_status["quarantined"],
+            by_status=dict(self.by_status),
+            pending=None if total is None else max(0, total - self.done_before - done),
+            unsaved=tuple(self.unsaved),
+            attempts=self.attempts,
+            waits=self.waits,
+            waited_seconds=self.waited,
+            seconds=self.clock.now() - self.started,
+            saved_seconds=mean * self.done_before,
+            stopped_by=stopped_by,
+            resume_at=resume_at,
+            errors_before=self.failed_before,
+        )
+
+    def to_instant(self, until: float) -> datetime:
+        """Return the moment that `until` is on the clock's timeline."""
+        return to_instant(self.clock.wall() + until - self.clock.now())

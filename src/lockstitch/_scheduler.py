@@ -1,0 +1,273 @@
+"""The batch as a state machine: events in, one decision out. Pure.
+
+Two rules live here. Every decision about what runs next, what waits, and what stops is made in
+this file; a driver (a bare loop, a pool of threads, an event loop) only carries it out. And
+nothing here does I/O, sleeps, or reads a clock: `now` comes in as a number of seconds, so any
+behaviour can be written down as a table.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import math
+from typing import Any, Literal
+
+import attrs
+
+from ._errors import UsageError
+from ._model import Failure, Limit, StopReason, to_seconds
+from ._retry import RetryPolicy
+
+#: The first wait, in seconds, for a limit that does not say when it ends; it doubles from there.
+#: GitHub asks for "at least one minute", and most budgets are per minute.
+UNKNOWN_WAIT = 60.0
+
+#: While so many failed items wait for their next try, no new ones are drawn: a dead provider must
+#: not pull a whole input of millions into memory.
+_RETRY_WINDOW = 1000
+
+
+@attrs.define(eq=False)
+class Entry:
+    """One item on its way through the batch."""
+
+    id: str
+    item: Any
+    #: Attempts that failed before this one, over all runs.
+    used: int = 0
+    #: It was running when a process died, so nothing else may run beside it.
+    solo: bool = False
+    #: Not to be tried before, on the scheduler's timeline.
+    due: float = -math.inf
+
+    @property
+    def number(self) -> int:
+        """Which try the next (or current) one is, from 1."""
+        return self.used + 1
+
+
+@attrs.frozen
+class Rules:
+    """The knobs of a batch, in seconds where they are times."""
+
+    slots: int = 1
+    guarded: bool = False
+    retry: RetryPolicy | None = None
+    max_wait: float = 600.0
+    max_time: float | None = None
+    max_consecutive_errors: int | None = None
+
+
+class Need(enum.Enum):
+    """Decisions that carry nothing."""
+
+    #: Draw the next item from the input; answer `drawn` or `exhausted`.
+    ITEM = enum.auto()
+    #: Ask the guards; answer `passed` or `impose`.
+    GUARD = enum.auto()
+
+
+@attrs.frozen
+class Run:
+    """Run this item now; answer `finished`, `failed`, `limited` or `returned`."""
+
+    entry: Entry
+
+
+@attrs.frozen
+class Wait:
+    """Nothing to hand out until `until`, or until something happens (None)."""
+
+    until: float | None
+    why: Literal["limit", "retry", "busy"]
+
+
+@attrs.frozen
+class Stop:
+    """Nothing is running, and nothing more will: the end, or `reason`."""
+
+    reason: StopReason | None
+
+
+Decision = Need | Run | Wait | Stop
+
+
+class Verdict(enum.Enum):
+    """What becomes of a failed attempt."""
+
+    #: Book the error; the item is done.
+    BOOK = enum.auto()
+    #: It will come round again; `Entry.due` says when.
+    RETRY = enum.auto()
+    #: Leave the item pending, as if it had not been tried.
+    LEAVE = enum.auto()
+
+
+class Scheduler:
+    """Decides what happens next in one run. Used by one thread at a time."""
+
+    def __init__(self, rules: Rules, now: float, *, consecutive: int = 0) -> None:
+        self.in_flight: dict[str, Entry] = {}
+        self.stop_reason: StopReason | None = None
+        #: The limit in force (or the one that parked the batch) and when it ends.
+        self.limit: Limit | None = None
+        self.resume_at: float | None = None
+        self._rules = rules
+        self._deadline = math.inf if rules.max_time is None else now + rules.max_time
+        self._exhausted = False
+        self._passed = False
+        self._held: Entry | None = None
+        self._retries: list[tuple[float, int, Entry]] = []
+        self._order = itertools.count()
+        #: Errors booked in a row.
+        self.consecutive = consecutive
+        self._waiting_since: float | None = None
+        self._unknown_wait = UNKNOWN_WAIT
+
+    # Decisions
+
+    def next(self, now: float) -> Decision:
+        """Return what to do at `now`."""
+        if self.stop_reason is not None:
+            return Wait(None, "busy") if self.in_flight else Stop(self.stop_reason)
+        if len(self.in_flight) >= self._rules.slots or self._solo_running():
+            return Wait(None, "busy")
+        if self.resume_at is not None:
+            if now < self.resume_at:
+                return Wait(self.resume_at, "limit")
+            self.limit = self.resume_at = None
+        entry = self._candidate(now)
+        if entry is None:
+            return self._without_candidate(now)
+        if entry.solo and self.in_flight:
+            return Wait(None, "busy")
+        if now >= self._deadline:
+            return self._stop_at(now, "time")
+        if self._rules.guarded and not self._passed:
+            return Need.GUARD
+        self._passed = False
+        self._take(entry)
+        self.in_flight[entry.id] = entry
+
+        return Run(entry)
+
+    def _solo_running(self) -> bool:
+        return any(entry.solo for entry in self.in_flight.values())
+
+    def _candidate(self, now: float) -> Entry | None:
+        if self._retries and self._retries[0][0] <= now:
+            return self._retries[0][2]
+
+        return self._held
+
+    def _take(self, entry: Entry) -> None:
+        if entry is self._held:
+            self._held = None
+        else:
+            heapq.heappop(self._retries)
+
+    def _without_candidate(self, now: float) -> Decision:
+        if not self._exhausted and len(self._retries) < _RETRY_WINDOW:
+            return Need.ITEM
+        if not self._retries:
+            return Wait(None, "busy") if self.in_flight else Stop(None)
+        due = self._retries[0][0]
+        if not self.in_flight:
+            if due > self._deadline:
+                return self._stop_at(now, "time")
+            if due - now > self._rules.max_wait:
+                self.resume_at = due
+                self.limit = Limit(reason="the next retry is due then")
+                return self._stop_at(now, "limit")
+
+        return Wait(due, "retry")
+
+    def _stop_at(self, now: float, reason: StopReason) -> Decision:
+        self.stop(reason)
+
+        return self.next(now)
+
+    # Events
+
+    def drawn(self, entry: Entry, now: float) -> None:
+        """The input gave an item that is pending."""
+        if entry.due > now:
+            heapq.heappush(self._retries, (entry.due, next(self._order), entry))
+        else:
+            self._held = entry
+
+    def exhausted(self) -> None:
+        """The input has no more items."""
+        self._exhausted = True
+
+    def passed(self) -> None:
+        """The guards let the next item go."""
+        self._passed = True
+
+    def impose(self, limit: Limit, until: float | None, now: float) -> None:
+        """Nothing starts before `until` (None: unknown). Parks when that is too far away.
+
+        Several limits: the latest end wins.
+        """
+        if until is None:
+            until = now + self._unknown_wait
+            self._unknown_wait *= 2
+        if self.resume_at is not None and until <= self.resume_at:
+            return
+        if self._waiting_since is None:
+            self._waiting_since = now
+        self.limit, self.resume_at = limit, until
+        too_long = until - self._waiting_since > self._rules.max_wait
+        if until > now and (too_long or until > self._deadline):
+            self.stop("limit")
+
+    def finished(self, entry: Entry, *, ok: bool = True) -> None:
+        """The item has a record."""
+        del self.in_flight[entry.id]
+        self.consecutive = 0 if ok else self.consecutive + 1
+        self._waiting_since = None
+        self._unknown_wait = UNKNOWN_WAIT
+        most = self._rules.max_consecutive_errors
+        if most is not None and self.consecutive >= most:
+            self.stop("errors")
+
+    def failed(self, entry: Entry, failure: Failure, now: float) -> Verdict:
+        """The attempt raised. BOOK is to be followed by `finished(ok=False)`.
+
+        Raises:
+            UsageError: the retry policy answered something else than seconds or None.
+        """
+        if self.stop_reason == "signal":
+            self.returned(entry)
+            return Verdict.LEAVE
+        delay = None if self._rules.retry is None else self._rules.retry(failure)
+        if delay is None:
+            return Verdict.BOOK
+        seconds = to_seconds(delay, "what a retry policy returns")
+        if math.isinf(seconds):
+            raise UsageError("a retry policy returned infinity; None gives up")
+        del self.in_flight[entry.id]
+        entry.used += 1
+        entry.due = now + seconds
+        heapq.heappush(self._retries, (entry.due, next(self._order), entry))
+
+        return Verdict.RETRY
+
+    def limited(self, entry: Entry, limit: Limit, until: float | None, now: float) -> None:
+        """The item ran into a limit: it is pending again, no attempt used up, and all wait."""
+        del self.in_flight[entry.id]
+        entry.due = now
+        heapq.heappush(self._retries, (now, next(self._order), entry))
+        if self.stop_reason is None:
+            self.impose(limit, until, now)
+
+    def returned(self, entry: Entry) -> None:
+        """The item was left without an answer; it stays pending and is not tried again here."""
+        self.in_flight.pop(entry.id, None)
+
+    def stop(self, reason: StopReason) -> None:
+        """Hand nothing more out. The first reason counts, but a signal overrules any."""
+        if self.stop_reason is None or reason == "signal":
+            self.stop_reason = reason

@@ -1,0 +1,286 @@
+"""Between the pure scheduler and a driver: draws items, asks guards, waits, writes down.
+
+A driver asks `decide` for the next item and reports with `settle`. Everything that touches the
+checkpoint, the clock, a guard or the user's iterable on the way is here, once for all drivers.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from ._attempt import Attempt, Outcome
+from ._clock import Clock
+from ._errors import BatchStopped
+from ._guard import Check, ask
+from ._input import Input, twice
+from ._model import ErrorInfo, Failure, Limit, duration
+from ._run import FAILED, Run
+from ._scheduler import Decision, Entry, Need, Rules, Scheduler, Stop, Verdict, Wait
+from ._scheduler import Run as HandOut
+
+logger = logging.getLogger("lockstitch")
+
+T = TypeVar("T")
+
+
+class Session(Generic[T]):
+    """One pass of a driver over an input, within a run. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        run: Run,
+        input: Input[T],
+        rules: Rules,
+        checks: tuple[Check, ...],
+        redo: Callable[[str], bool],
+    ) -> None:
+        self.run = run
+        self.input = input
+        #: What the driver waits for: outcomes of workers, and None as a wake-up call.
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        #: Called with the id of every item that is left out because it is done.
+        self.on_skip: Callable[[str], None] = lambda _id: None
+        #: The attempts at the items that were handed out and have no record yet.
+        self.attempts: dict[str, Attempt] = {}
+        self._clock: Clock = run.clock
+        self._checks = checks
+        #: Tells of a finished item whether it is to run again.
+        self.redo = redo
+        self.scheduler = Scheduler(rules, run.started, consecutive=run.consecutive)
+        self._paused_since: float | None = None
+        self._parked = False
+        self._resume_stored_limit()
+
+    def _resume_stored_limit(self) -> None:
+        """Take up the limit that an earlier run was stopped by, if it is not over."""
+        stored = self.run.store.ledger.pending_limit
+        if stored is None or stored.until is None:
+            return
+        wall, now = self._clock.wall(), self._clock.now()
+        left = stored.until.timestamp() - wall
+        if stored.at is not None:  # a clock that was set back must not make the wait longer
+            left = min(left, stored.until.timestamp() - stored.at.timestamp())
+        if left > 0:
+            limit = Limit(stored.until, reason=stored.reason, scope=stored.scope)
+            self.scheduler.impose(limit, now + left, now)
+
+    # Decisions
+
+    def decide(self) -> HandOut | Wait | Stop:
+        """Return what to do now: hand an item out, wait, or stop."""
+        while True:
+            decision: Decision = self.scheduler.next(self._clock.now())
+            if decision is Need.ITEM:
+                self._draw()
+            elif decision is Need.GUARD:
+                self._ask_guards()
+            elif isinstance(decision, (HandOut, Wait, Stop)):
+                if not (isinstance(decision, Wait) and decision.why == "limit"):
+                    self._end_pause()
+                if isinstance(decision, Stop):
+                    self.note_parking()
+                return decision
+
+    def next_entry(self) -> Entry | Stop:
+        """Return the next item, waiting for it if need be; for drivers with a single worker."""
+        while True:
+            decision = self.decide()
+            if isinstance(decision, HandOut):
+                return decision.entry
+            if isinstance(decision, Stop):
+                return decision
+            self.wait(decision)
+
+    def wait(self, decision: Wait) -> Any:
+        """Wait as told; return the event that came, None if none did."""
+        now = self._clock.now()
+        if decision.why == "limit" and self._paused_since is None:
+            self._begin_pause(now)
+        seconds = None if decision.until is None else max(0.0, decision.until - now)
+
+        return self._clock.wait(self.events, seconds)
+
+    def _begin_pause(self, now: float) -> None:
+        self._paused_since = now
+        until, limit = self.scheduler.resume_at, self.scheduler.limit
+        if until is not None and limit is not None:
+            self.run.pause(limit, until)
+            logger.warning(
+                "%s: going on in %s, at %s",
+                limit if not limit.reason else f"limited ({limit.reason})",
+                duration(until - now),
+                f"{self.run.to_instant(until):%H:%M:%S} UTC",
+            )
+
+    def _end_pause(self) -> None:
+        since, self._paused_since = self._paused_since, None
+        if since is not None:
+            self.run.resume(self._clock.now() - since)
+
+    def note_parking(self) -> None:
+        """Write down the limit that has stopped the batch, once."""
+        until, limit = self.scheduler.resume_at, self.scheduler.limit
+        if self.scheduler.stop_reason == "limit" and until is not None and limit is not None:
+            if not self._parked:
+                self.run.begin()
+                self.run.pause(limit, until)
+            self._parked = True
+
+    def stopped(self) -> BatchStopped | None:
+        """Return the exception that says why this pass stopped early, None if it did not."""
+        reason = self.scheduler.stop_reason
+
+        return None if reason is None else self.run.stopped(reason, self.resume_at)
+
+    @property
+    def resume_at(self) -> datetime | None:
+        """When a parked batch may go on."""
+        until = self.scheduler.resume_at
+        if self.scheduler.stop_reason != "limit" or until is None:
+            return None
+
+        return self.run.to_instant(until)
+
+    def _draw(self) -> None:
+        drawn = self.input.draw()
+        if drawn is None:
+            self.run.exhausted = True
+            self.scheduler.exhausted()
+            return
+        id, item = drawn
+        run, ledger = self.run, self.run.store.ledger
+        run.seen += 1
+        status = ledger.status(id)
+        if status is not None and run.finished_here(id):
+            raise twice(id)
+        if status is not None and not self.redo(id):
+            run.done_before += 1
+            run.failed_before += status in FAILED
+            self.on_skip(id)
+            return
+        if id in self.scheduler.in_flight or id in run.unsaved:
+            raise twice(id)
+        self._admit(id, item, again=status is not None)
+
+    def _admit(self, id: str, item: T, *, again: bool) -> None:
+        run, ledger = self.run, self.run.store.ledger
+        crashes = 0 if again else run.crashes.get(id, 0)
+        entry = Entry(id, item, solo=id in run.suspects)
+        if crashes >= run.max_crashes:
+            run.quarantine(entry, crashes)
+            logger.error("%s: set aside, the process died %d times while it ran alone", id, crashes)
+            return
+        if not again and id in ledger.retries:
+            entry.used = ledger.retries[id][0]
+            if id in ledger.due:
+                left = ledger.due[id].timestamp() - self._clock.wall()
+                entry.due = self._clock.now() + left if left > 0 else entry.due
+        self.scheduler.drawn(entry, self._clock.now())
+
+    def _ask_guards(self) -> None:
+        limits = ask(self._checks)
+        for limit in limits:
+            self.impose(limit)
+        if not limits:
+            self.scheduler.passed()
+
+    def impose(self, limit: Limit) -> None:
+        """Let nothing start before `limit` ends."""
+        now = self._clock.now()
+        self.scheduler.impose(limit, self._end_of(limit, now), now)
+
+    def _end_of(self, limit: Limit, now: float) -> float | None:
+        if limit.seconds is not None:
+            return now + limit.seconds
+        if limit.resume_at is None:
+            return None
+
+        return now + limit.resume_at.timestamp() - self._clock.wall()
+
+    # Outcomes
+
+    def start(self, entry: Entry) -> Attempt:
+        """Write that an item begins, and return its attempt."""
+        try:
+            self.run.start(entry)
+        except BaseException:
+            self.scheduler.returned(entry)
+            raise
+
+        attempt = self.attempts[entry.id] = Attempt(entry, self.run)
+
+        return attempt
+
+    def settle(self, entry: Entry, outcome: Outcome, *, book: bool = True) -> bool:
+        """Take in how an attempt ended; True when the item has a record now.
+
+        With `book=False` an error that would be booked is raised instead, and its item is pending.
+
+        Raises:
+            BaseException: what is not an item's error, such as a result that cannot be stored;
+                the item is pending.
+        """
+        self.run.write_stop()
+        if outcome.fatal is not None:
+            if outcome.status is None:
+                self.leave(entry)
+            else:
+                self._count(entry, ok=outcome.status not in FAILED)
+            raise outcome.fatal
+        if outcome.limit is not None:
+            self.run.back(entry)
+            now = self._clock.now()
+            self.scheduler.limited(entry, outcome.limit, self._end_of(outcome.limit, now), now)
+            return False
+        if outcome.error is not None:
+            return self._failed(entry, outcome, outcome.error, book=book)
+        if outcome.status is None:
+            self.leave(entry)
+            return False
+        self._count(entry, ok=outcome.status not in FAILED)
+
+        return True
+
+    def _failed(self, entry: Entry, outcome: Outcome, error: ErrorInfo, *, book: bool) -> bool:
+        failure = Failure(entry.id, entry.number, error, outcome.exception, outcome.seconds)
+        verdict = self.scheduler.failed(entry, failure, self._clock.now())
+        if verdict is Verdict.BOOK and not book and outcome.exception is not None:
+            self.run.back(entry)
+            self._count(entry, ok=False)
+            raise outcome.exception
+        if verdict is Verdict.BOOK:
+            self.run.finish(entry, "error", error=error, seconds=outcome.seconds)
+            self._count(entry, ok=False)
+        elif verdict is Verdict.RETRY:
+            self.run.retry(entry, error)
+        else:
+            self.run.back(entry)
+
+        return verdict is Verdict.BOOK
+
+    def book(self, entry: Entry, error: ErrorInfo, seconds: float | None) -> None:
+        """Book an error without asking the retry policy."""
+        self.run.finish(entry, "error", error=error, seconds=seconds)
+        self._count(entry, ok=False)
+
+    def _count(self, entry: Entry, *, ok: bool) -> None:
+        self.attempts.pop(entry.id, None)
+        if entry.id in self.scheduler.in_flight:
+            self.scheduler.finished(entry, ok=ok)
+        self.run.consecutive = self.scheduler.consecutive
+
+    def leave(self, entry: Entry) -> None:
+        """The item was left without an answer; it stays pending, and is named at the end."""
+        self.scheduler.returned(entry)
+
+    def stop(self, signal: str) -> int:
+        """Stop because of a signal; return how many items are still running. Handler-safe."""
+        self.scheduler.stop("signal")
+        self.run.stop(signal)
+        self.events.put(None)
+
+        return len(self.scheduler.in_flight)

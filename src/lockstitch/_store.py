@@ -1,0 +1,303 @@
+"""An open checkpoint as typed calls: journal, ledger and codec put together.
+
+Everything a batch tells its file goes through here, and so does everything it asks. Only the
+process that opened the checkpoint writes; workers return plain data.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import attrs
+
+from ._clock import Clock
+from ._errors import UsageError
+from ._journal import Journal
+from ._ledger import Ledger
+from ._model import ErrorInfo, Limit, Record, Stats
+from ._records import (
+    Header,
+    error_from,
+    id_of,
+    instant,
+    iso,
+    item_payload,
+    kind_of,
+    payload,
+    retry_payload,
+    start_payload,
+    value_payload,
+)
+from ._serializers import Codec
+
+#: A compaction by itself, at open, only where it pays: more than half and more than 16 MiB dead.
+_COMPACT_ABOVE = 16 * 1024 * 1024
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+class Source(Protocol):
+    """A journal or a snapshot, for reading."""
+
+    @property
+    def fold(self) -> Ledger: ...
+
+    @property
+    def header(self) -> Header: ...
+
+    def read(self, find: Any) -> dict[str, object]: ...
+
+
+def boot_id() -> str:
+    """Return what identifies this start of the machine; empty where the system does not tell."""
+    try:
+        with open(_BOOT_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+# Reading, from a journal or a snapshot
+
+
+def get(source: Source, codec: Codec, id: str) -> Record:
+    """Return the record of `id`; raises `KeyError`."""
+    offset = -1
+
+    def find(ledger: Ledger) -> int:
+        nonlocal offset
+        offset = ledger.offset(id)
+
+        return offset
+
+    data = source.read(find)
+
+    return Record(
+        id=id,
+        status=str(data["status"]),
+        result=codec.decode(data["result"]) if "result" in data else None,
+        error=error_from(data.get("error")),
+        attempt=int(str(data.get("attempt", 0))),
+        run=source.fold.run_at(offset),
+        seconds=float(str(data["seconds"])) if "seconds" in data else None,
+        at=instant(data.get("at")),
+    )
+
+
+def records(source: Source, codec: Codec, wanted: frozenset[str] | None) -> Iterator[Record]:
+    """Yield the last record of each id, in the order of the file."""
+    for id, _ in source.fold.offsets(wanted):
+        try:
+            yield get(source, codec, id)
+        except KeyError:  # forgotten by another thread since the list was made
+            continue
+
+
+def stats(source: Source) -> Stats:
+    """Return the history that the file tells."""
+    ledger = source.fold
+    last = ledger.runs[-1] if ledger.runs else None
+    parked = ledger.parked
+
+    return Stats(
+        started_at=instant(source.header.created_at),
+        completed_at=last.end_at if last is not None and last.end == "complete" else None,
+        run_count=len(ledger.runs),
+        resume_count=max(0, len(ledger.runs) - 1),
+        pause_count=len(ledger.pauses),
+        total_wait_seconds=sum(ledger.waited.values()),
+        by_status=ledger.by_status(),
+        stop_reason=None if last is None else last.end or None,
+        parked_until=None if parked is None else parked.until,
+    )
+
+
+@attrs.define(eq=False)
+class Store:
+    """The writing side. Thread-safe where `Journal.append` is."""
+
+    journal: Journal[Ledger]
+    codec: Codec
+    clock: Clock
+    #: A config that was changed and kept; the next run line brings it into the file.
+    new_config: dict[str, Any] | None = None
+    _claimed: bool = attrs.field(init=False, default=False)
+
+    def claim(self) -> None:
+        """Reserve the store for one batch; raises `UsageError` while another one has it."""
+        if self._claimed:
+            raise UsageError(
+                f"a batch is at work on {self.path} already; one batch at a time on one checkpoint"
+            )
+        self._claimed = True
+
+    def free(self) -> None:
+        """Undo `claim`."""
+        self._claimed = False
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.journal.fold
+
+    @property
+    def path(self) -> str:
+        return self.journal.path
+
+    def _now(self) -> str:
+        return iso(self.clock.wall())
+
+    # Items
+
+    def finish(
+        self,
+        id: str,
+        status: str,
+        *,
+        result: object = None,
+        error: ErrorInfo | None = None,
+        attempt: int = 0,
+        seconds: float | None = None,
+    ) -> None:
+        """Write the record of an item; once this returns, the item is done.
+
+        Raises:
+            SerializationFailed: the result cannot be stored; nothing was written.
+        """
+        if status not in self.ledger.statuses and len(self.ledger.statuses) > 1000:
+            raise UsageError(
+                f"{self.path} holds 1,000 different statuses; a status is one of a few words, "
+                "what is special to an item belongs into its result"
+            )
+        fragment = None if error is not None and result is None else self.codec.encode(id, result)
+        self.journal.append(
+            item_payload(id, status, fragment, error, attempt, seconds, self._now()), id=id
+        )
+
+    def start(self, id: str, attempt: int) -> None:
+        """Say that an item is begun. If this raises, it must not begin."""
+        self.journal.append(start_payload(id, attempt), id=id, sync=False)
+
+    def back(self, id: str) -> None:
+        """Say that an item was left unfinished, by a process that is well."""
+        self.journal.append(payload("back", id), id=id, sync=False)
+
+    def retry(self, id: str, attempt: int, error: ErrorInfo, due: float) -> None:
+        """Book a failed attempt that another will follow, `due` in seconds since 1970."""
+        self.journal.append(retry_payload(id, attempt, error, due, self._now()), id=id)
+
+    def save_cursor(self, id: str, value: object) -> None:
+        """Keep how far an item has come, until it is finished."""
+        self.journal.append(value_payload("cursor", id, self.codec.encode_plain(id, value)), id=id)
+
+    def save_step(self, id: str, name: str, value: object) -> None:
+        """Keep the result of a part of an item, until it is finished."""
+        fragment = self.codec.encode_plain(id, value)
+        self.journal.append(value_payload("step", id, fragment, name=name), id=id)
+
+    def cursor(self, id: str) -> Any:
+        """Return what `save_cursor` stored last, None if nothing."""
+        if id not in self.ledger.cursors:
+            return None
+
+        return self.codec.decode_plain(
+            self.journal.read(lambda ledger: ledger.cursors[id])["value"]
+        )
+
+    def step(self, id: str, name: str) -> Any:
+        """Return what `save_step` stored; raises `KeyError`."""
+        self.ledger.steps.get(id, {})[name]
+
+        return self.codec.decode_plain(
+            self.journal.read(lambda ledger: ledger.steps[id][name])["value"]
+        )
+
+    # Runs
+
+    def begin_run(self) -> int:
+        """Write the line that begins a run, and return its number."""
+        header = self.journal.header
+        number = self.ledger.runs[-1].number + 1 if self.ledger.runs else 1
+        self.journal.append(
+            payload(
+                "run",
+                number,
+                at=self._now(),
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                boot=boot_id(),
+                batch=header.batch,
+                salt=header.salt,
+                config=self.new_config,
+            )
+        )
+        self.new_config = None
+
+        return number
+
+    def pause(self, limit: Limit, until: float | None) -> None:
+        """Keep a limit over restarts; `until` in seconds since 1970."""
+        said = {
+            "until": None if until is None else iso(until),
+            "reason": limit.reason,
+            "scope": limit.scope,
+        }
+        self.journal.append(payload("pause", said, at=self._now()))
+
+    def waited(self, seconds: float) -> None:
+        """Say how long a pause took; it is over."""
+        self.journal.append(payload("waited", round(seconds, 3), at=self._now()), sync=False)
+
+    def stop(self, signal: str) -> bool:
+        """Write down a stop request at once; False when a signal handler has to try again later."""
+        return self.journal.append_now(payload("stop", signal, at=self._now()))
+
+    def seal(self, reason: str) -> None:
+        """End the run: what it finished is on the disk, and then that it ended."""
+        number = self.ledger.runs[-1].number
+        self.journal.flush()
+        self.journal.append(payload("end", number, reason=reason, at=self._now()))
+        self.journal.flush()
+
+    # The whole file
+
+    def close(self) -> None:
+        """Free the checkpoint. A file that was written to ends with an `end` line."""
+        end = None
+        if self.ledger.last >= 0 and not self.ledger.sealed:
+            end = payload("end", 0, reason="closed", at=self._now())
+        self.journal.close(end)
+
+    def compact(self) -> None:
+        """Rewrite the file without what is superseded."""
+        self.journal.publish(self.ledger.needs)
+
+    def compact_if_worth_it(self, size: int) -> None:
+        """Compact when more than half of the file, and enough of it, says nothing any more."""
+        if self.ledger.dead > _COMPACT_ABOVE and self.ledger.dead * 2 > size:
+            self.compact()
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Rewrite the file without anything about `ids`."""
+        gone = frozenset(ids)
+
+        def keep(offset: int, line: bytes) -> bool:
+            if (
+                kind_of(line) in ("id", "start", "back", "retry", "cursor", "step")
+                and id_of(line) in gone
+            ):
+                return False
+
+            return self.ledger.needs(offset, line)
+
+        self.journal.publish(keep)
+
+
+def check_text(value: object, what: str) -> str:
+    """Return a status or name; refuses what is not a word."""
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{what} takes a non-empty text, not {value!r}")
+
+    return value
