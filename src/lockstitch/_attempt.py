@@ -27,7 +27,7 @@ _CURRENT: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar(
 
 @attrs.frozen
 class Outcome:
-    """How an attempt ended: with a record (`status`), an error, a limit, something fatal, or nothing."""
+    """How an attempt ended: a record (`status`), an error, a limit, something fatal, or nothing."""
 
     status: str | None = None
     error: ErrorInfo | None = None
@@ -77,7 +77,7 @@ class Attempt:
 
     @property
     def idempotency_key(self) -> str:
-        """A text that is the same in every attempt and run at this item, and in no other checkpoint.
+        """A text that is the same in every attempt and run at this item, and nowhere else.
 
         Send it with a request that must not take effect twice.
         """
@@ -95,7 +95,7 @@ class Attempt:
 
     @property
     def cursor(self) -> Any:
-        """What `save_cursor` stored last for this item, in this or an earlier run; None if nothing."""
+        """What `save_cursor` stored last for this item, in any run; None if nothing."""
         return self._run.store.cursor(self.id)
 
     def save_cursor(self, value: Any) -> None:

@@ -4,88 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-import attrs
-
 from ._attempt import Attempt
 from ._checkpoint import Checkpoint, opened
 from ._clock import CLOCK
-from ._errors import BatchStopped, RateLimited, UsageError
-from ._guard import Check, Guards, as_checks
+from ._errors import BatchStopped, LockstitchError, RateLimited, UsageError
+from ._guard import Guards
 from ._ids import Key
 from ._input import Input, Redo, redo_test
-from ._model import ErrorInfo, Limit, Plan, Record, StopReason, Summary, to_seconds
+from ._model import ErrorInfo, Limit, Plan, Record, StopReason, Summary
+from ._plan import plan
 from ._retry import RetryPolicy
 from ._run import Run
-from ._scheduler import Entry, Rules, Stop
+from ._scheduler import Entry, Stop
 from ._session import Session
+from ._settings import check_settings
 from ._signals import Deferral, tell
 from ._store import Store, get
 
 logger = logging.getLogger("lockstitch")
 
 T = TypeVar("T")
-
-
-@attrs.frozen
-class Settings:
-    """The checked arguments of a batch, apart from checkpoint and items."""
-
-    rules: Rules
-    checks: tuple[Check, ...]
-    redo: Redo | None
-    max_crashes: int
-    handle_signals: bool
-
-
-def check_settings(
-    *,
-    redo: Redo | None = None,
-    retry: RetryPolicy | None = None,
-    guard: Guards | None = None,
-    max_wait: float | timedelta = 600.0,
-    max_time: float | timedelta | None = None,
-    max_consecutive_errors: int | None = None,
-    max_crashes: int = 3,
-    handle_signals: bool = True,
-) -> Settings:
-    """Return the arguments in one type each.
-
-    Raises:
-        UsageError: one is of the wrong type or out of range.
-    """
-    if retry is not None and not callable(retry):
-        raise UsageError(
-            f"retry= takes a policy such as Backoff(), or a function of a Failure, not {retry!r}"
-        )
-    checks = as_checks(guard)
-    rules = Rules(
-        guarded=bool(checks),
-        retry=retry,
-        max_wait=to_seconds(max_wait, "max_wait="),
-        max_time=None if max_time is None else to_seconds(max_time, "max_time="),
-        max_consecutive_errors=_count(max_consecutive_errors, "max_consecutive_errors="),
-    )
-    redo_test(redo, lambda _id: None, lambda _id: Record("", ""))
-
-    return Settings(
-        rules, checks, redo, _count(max_crashes, "max_crashes=") or 3, bool(handle_signals)
-    )
-
-
-def _count(value: int | None, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} takes a whole number from 1, not {value!r}")
-
-    return value
 
 
 class ResumableBatch(Generic[T]):
@@ -146,8 +90,6 @@ class ResumableBatch(Generic[T]):
         self.checkpoint = (
             checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
         )
-        #: For plain calls of a decorated function, where the caller has the loop.
-        self._open_ended = False
         self._owns_checkpoint = False
         self._run: Run | None = None
         self._session: Session[T] | None = None
@@ -197,32 +139,48 @@ class ResumableBatch(Generic[T]):
     ) -> bool:
         run, session = self._entered()
         reason, own = self._reason(session, error)
+        deferral, self._deferral = self._deferral, None
         try:
-            if error is not None and own and (limit := limit_of(error)) is not None:
-                reason = self._park(session, limit)
-            self._warn(run, reason)
-            run.seal(reason)
-        except OSError:
-            if error is None or own:
-                raise
-            logger.exception("%s: the run could not be sealed", run.store.path)
-        finally:
-            resume_at = (
-                error.summary.resume_at if isinstance(error, BatchStopped) else session.resume_at
-            )
+            if own and error is not None and (limit := limit_of(error)) is not None:
+                self._park(session, limit)
+            self._seal(run, reason, quiet=error is not None and not own)
+            session.read_on()
+            resume_at = session.resume_at
+            if isinstance(error, BatchStopped):
+                resume_at = error.summary.resume_at
             self._summary = run.summary(reason, resume_at)
+        finally:
             self._run = self._session = None
             run.store.free()
-            deferral, self._deferral = self._deferral, None
             if deferral is not None:
                 deferral.__exit__(None, None, None)
             self._close_checkpoint()
-        if reason is not None:
-            logger.warning("%s: %s; %s", run.store.path, self._summary, _advice(reason))
-        if deferral is not None and (own or error is None):
+        self._report(run, reason)
+        if deferral is not None:
             deferral.give_back()
 
         return own
+
+    @staticmethod
+    def _seal(run: Run, reason: StopReason | None, *, quiet: bool) -> None:
+        try:
+            run.seal(reason)
+        except (OSError, LockstitchError):
+            if not quiet:
+                raise
+            # The exception that is on its way says more; an unsealed run is only opened with care.
+            logger.exception("%s: the run could not be sealed", run.store.path)
+
+    def _report(self, run: Run, reason: StopReason | None) -> None:
+        """Say what is left and how to go on, where something is left."""
+        path, unsaved = run.store.path, list(run.unsaved)
+        if unsaved and reason is None:
+            some = ", ".join(repr(id) for id in unsaved[:5]) + (", …" if len(unsaved) > 5 else "")
+            logger.warning(
+                "%s: %d handed out and never saved, so still pending: %s", path, len(unsaved), some
+            )
+        if reason is not None:
+            logger.warning("%s: %s; %s", path, self._summary, _advice(reason))
 
     def _reason(
         self, session: Session[T], error: BaseException | None
@@ -237,31 +195,19 @@ class ResumableBatch(Generic[T]):
             return ("failed" if isinstance(error, Exception) else "signal"), False
         if session.scheduler.stop_reason is not None:
             return session.scheduler.stop_reason, False
-        if self._open_ended:
-            session.run.exhausted = True  # there was no input: what was asked for is all there is
-            return None, False
-        pending = session.run.summary(None, None).pending
 
-        return (None if self._complete or pending == 0 else "left"), False
+        return (None if self._is_through(session.run) else "left"), False
 
-    def _park(self, session: Session[T], limit: Limit) -> StopReason:
+    def _is_through(self, run: Run) -> bool:
+        """Tell whether a `with` that ends without any stop has come to its end."""
+        return self._complete or run.summary(None, None).pending == 0
+
+    @staticmethod
+    def _park(session: Session[T], limit: Limit) -> None:
         """A rate-limited response left the `with`: the run parks, and the item stays pending."""
         session.impose(limit)
         session.scheduler.stop("limit")
         session.note_parking()
-
-        return "limit"
-
-    def _warn(self, run: Run, reason: StopReason | None) -> None:
-        unsaved = list(run.unsaved)
-        if unsaved and reason is None:
-            some = ", ".join(repr(id) for id in unsaved[:5]) + (", …" if len(unsaved) > 5 else "")
-            logger.warning(
-                "%s: %d items were handed out and never saved, so they are pending: %s",
-                run.store.path,
-                len(unsaved),
-                some,
-            )
 
     def _entered(self) -> tuple[Run, Session[T]]:
         if self._run is None:
@@ -307,11 +253,6 @@ class ResumableBatch(Generic[T]):
         deferral.give_back()
 
     # What happened
-
-    @property
-    def open_run(self) -> Run:
-        """The run of this `with`; for the decorator, not for users."""
-        return self._entered()[0]
 
     def raise_if_stopped(self) -> None:
         """Raise `BatchStopped` if a limit, a signal or a rule has stopped the loop."""
@@ -426,6 +367,8 @@ class ResumableBatch(Generic[T]):
             for _ in self._drive(session, fn):
                 continue
 
+        session.read_on()
+
         return session.run.summary(session.scheduler.stop_reason, session.resume_at)
 
     def map(self, fn: Callable[[T], Any]) -> Iterator[Record]:
@@ -477,66 +420,8 @@ class ResumableBatch(Generic[T]):
                 "plan() reads the input, which a generator allows only once; pass a list"
             )
         run, session = self._entered()
-        ledger, again = run.store.ledger, session.redo
-        done: Counter[str] = Counter()
-        pending, new, known = 0, 0, 0
-        doubt = []
-        for id in self._input.ids():
-            status = ledger.status(id)
-            known += status is not None
-            if status is not None and not again(id):
-                done[status] += 1
-                continue
-            pending += 1
-            if id in run.in_doubt:
-                doubt.append(id)
-            elif status is None and not ledger.knows(id):
-                new += 1
 
-        return Plan(
-            total=self._input.size,
-            done=done.total(),
-            by_status=dict(done),
-            pending=pending,
-            in_doubt=tuple(doubt),
-            new=new,
-            gone=len(ledger.index) - known,
-            seconds_per_item=ledger.seconds / ledger.timed if ledger.timed else None,
-        )
-
-
-def open_ended(
-    checkpoint: Checkpoint, key: Key | None, settings: Mapping[str, Any]
-) -> ResumableBatch[Any]:
-    """Return the batch, entered, that plain calls of a decorated function belong to."""
-    batch: ResumableBatch[Any] = ResumableBatch(checkpoint, iter(()), key=key, **settings)
-    batch._open_ended = True
-
-    return batch.__enter__()
-
-
-def call_one(
-    batch: ResumableBatch[Any], id: str, item: Any, fn: Callable[[], Any], *, book: bool
-) -> None:
-    """Work on one item in the caller's thread, retries and short limits included.
-
-    Afterwards the item has a record (or the batch set it aside).
-
-    Raises:
-        BatchStopped: a long limit, or another rule, stops it; the item is pending.
-        Exception: what `fn` raised in its last attempt, unless `book`; the item is pending.
-    """
-    session = batch._new_session(Input([item], lambda _item: id))
-    with batch._deferred(session):
-        while True:
-            entry = session.next_entry()
-            if isinstance(entry, Stop):
-                if (stopped := session.stopped()) is not None:
-                    raise stopped
-                return
-            attempt = session.start(entry)
-            if session.settle(entry, attempt.work(fn), book=book):
-                return
+        return plan(run, self._input, session.redo)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ._clock import CLOCK
 from ._config import as_config, changes
@@ -43,7 +43,8 @@ class Checkpoint:
             seconds (or a timedelta) survives the death of the process, and a power cut loses at
             most the records of the last so many seconds.
         fresh: set an old file aside as `<path>.old-1` and begin anew.
-        read_only: a snapshot: no lock, nothing written, beside a live writer; `refresh()` looks again.
+        read_only: a snapshot: no lock, nothing written, works beside a live writer; `refresh()`
+            looks again.
 
     Raises:
         UsageError: an argument is of the wrong type. Nothing was written.
@@ -103,7 +104,7 @@ class Checkpoint:
 
     # Life
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         if self._read_only:
             self._source()
         else:
@@ -164,8 +165,8 @@ class Checkpoint:
         given = self._codec.serializer.name
         if header.serializer != given:
             raise UsageError(
-                f"{self._path} was written with the serializer {header.serializer!r}, not {given!r}; "
-                f"pass serializer= to say that you trust it (the file's word alone is not enough)"
+                f"{self._path} was written with the serializer {header.serializer!r}, not "
+                f"{given!r}; pass serializer= to say that you trust it (the file's word alone is not enough)"
             )
 
     def _settle_config(self, journal: Journal[Ledger]) -> dict[str, Any] | None:
@@ -264,7 +265,12 @@ class Checkpoint:
 
         `status` narrows it to one status, or to several.
         """
-        return records(self._source(), self._codec, statuses(status))
+        return self._records(self._source(), statuses(status))
+
+    def _records(self, source: Source, wanted: frozenset[str] | None) -> Iterator[Record]:
+        # A generator of this object: `Checkpoint(path).records()` must keep the file open for as
+        # long as somebody iterates, though nobody else holds the checkpoint.
+        yield from records(source, self._codec, wanted)
 
     def stats(self) -> Stats:
         """Return the history: runs, pauses, counts per status, why the last run ended."""
@@ -334,7 +340,7 @@ class Checkpoint:
 
     @staticmethod
     def repair(path: str | os.PathLike[str]) -> Verification:
-        """Keep every intact record, put damaged bytes aside in `<path>.damaged-…`, say what was done.
+        """Keep every intact record, put damaged bytes into `<path>.damaged-…`, say what was done.
 
         Raises:
             CheckpointLocked: a run has it open.

@@ -9,6 +9,7 @@ closed in between.
 from __future__ import annotations
 
 import contextvars
+import math
 import queue
 import time
 from typing import Protocol, TypeVar
@@ -51,10 +52,10 @@ class SystemClock:
         return time.monotonic() if self._id is None else time.clock_gettime(self._id)
 
     def wait(self, events: queue.SimpleQueue[T], seconds: float | None) -> T | None:
-        until = None if seconds is None else self.now() + seconds
-        while until is None or (left := until - self.now()) > 0:
+        until = math.inf if seconds is None else self.now() + seconds
+        while (left := until - self.now()) > 0:
             try:
-                return events.get(timeout=_SLICE if until is None else min(left, _SLICE))
+                return events.get(timeout=min(left, _SLICE))
             except queue.Empty:
                 continue
 
@@ -64,5 +65,6 @@ class SystemClock:
 #: The clock that a checkpoint or batch takes up when it is made. A context variable and not a
 #: parameter: tests of users' own scripts can then replace it without touching the script.
 CLOCK: contextvars.ContextVar[Clock] = contextvars.ContextVar(
-    "lockstitch_clock", default=SystemClock()
+    "lockstitch_clock",
+    default=SystemClock(),  # noqa: B039 - it has no state to share
 )

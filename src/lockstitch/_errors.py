@@ -69,7 +69,10 @@ class CheckpointLocked(LockstitchError):
         who = f"pid {self.pid} on {self.host}" if self.pid is not None else "another process"
         when = f" since {self.since:%Y-%m-%d %H:%M:%S} UTC" if self.since is not None else ""
 
-        return f"{self.path} is in use by {who}{when}; wait for it to end, or read with Checkpoint(path, read_only=True)"
+        return (
+            f"{self.path} is in use by {who}{when}; wait for it to end, "
+            "or read with Checkpoint(path, read_only=True)"
+        )
 
 
 class CheckpointDamaged(LockstitchError):
@@ -88,7 +91,10 @@ class CheckpointDamaged(LockstitchError):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.path}, line {self.line} (byte {self.offset}): {self.reason}. Nothing was changed. {self.hint}"
+        return (
+            f"{self.path}, line {self.line} (byte {self.offset}): {self.reason}. "
+            f"Nothing was changed. {self.hint}"
+        )
 
 
 class ConfigMismatch(LockstitchError):
@@ -107,15 +113,17 @@ class ConfigMismatch(LockstitchError):
 
         return (
             f"{self.path} was made with another config:{lines}\n"
-            'Go on with the old config, start over with fresh=True (the old file is set aside), or keep its records with on_config_change="keep".'
+            "Go on with the old config, start over with fresh=True (the old file is set aside), "
+            'or keep its records with on_config_change="keep".'
         )
 
 
 class DurabilityUnknown(LockstitchError):
     """The disk failed to confirm a write, and a copy could not be made either.
 
-    The records of `ids` may or may not survive; this handle takes no more saves. Open the checkpoint again once
-    the disk is well: it then shows what the disk really holds, and items not there run again.
+    The records of `ids` may or may not survive; this handle takes no more saves. Open the
+    checkpoint again once the disk is well: it then shows what the disk really holds, and items
+    that are not there run again.
     """
 
     def __init__(self, path: str, ids: tuple[str, ...], reason: str) -> None:
@@ -129,8 +137,9 @@ class DurabilityUnknown(LockstitchError):
         whose = f" of {some}" if self.ids else ""
 
         return (
-            f"{self.path}: {self.reason}; it is unknown whether the last records{whose} are on the disk. "
-            "Check the disk, then open the checkpoint again: what it shows then is stored."
+            f"{self.path}: {self.reason}; it is unknown whether the last records{whose} are "
+            "on the disk. Check the disk, then open the checkpoint again: what it shows then "
+            "is stored."
         )
 
 
@@ -163,7 +172,10 @@ class ItemFailed(LockstitchError):
     def __str__(self) -> str:
         what = self.record.error.summary if self.record.error else f"status {self.record.status!r}"
 
-        return f"{self.record.id!r} was booked as {self.record.status!r} in run {self.record.run}: {what}; redo={self.record.status!r} runs it again"
+        return (
+            f"{self.record.id!r} was booked as {self.record.status!r} in run {self.record.run}: "
+            f"{what}; redo={self.record.status!r} runs it again"
+        )
 
 
 class RateLimited(LockstitchError):

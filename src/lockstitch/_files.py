@@ -138,7 +138,7 @@ class SystemFiles:
 
     def sync(self, fd: int) -> None:
         if sys.platform == "darwin":
-            import fcntl
+            import fcntl  # noqa: PLC0415 - not on every system
 
             # fsync on macOS leaves the data in the drive's own cache; see fcntl(2).
             try:

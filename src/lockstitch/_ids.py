@@ -32,8 +32,8 @@ def as_id(value: object) -> str:
         id = value.as_posix()
     else:
         raise UsageError(
-            f"an id is a text, a whole number or a path, not {type(value).__name__} {_short(value)}; "
-            "pass key= to say what names an item"
+            f"an id is a text, a whole number or a path, not {type(value).__name__} "
+            f"{_short(value)}; pass key= to say what names an item"
         )
     if not id or len(id) > _LONGEST:
         what = "empty" if not id else f"{len(id)} characters long (the limit is {_LONGEST})"

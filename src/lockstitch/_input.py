@@ -32,7 +32,8 @@ def redo_test(
     if callable(redo):
         predicate = redo
         return lambda id: status(id) != "quarantined" and bool(predicate(record(id)))
-    wanted = frozenset([redo] if isinstance(redo, str) else redo)
+    several: object = [redo] if isinstance(redo, str) else redo
+    wanted = list(several) if isinstance(several, Iterable) else [None]
     if not all(isinstance(each, str) for each in wanted):
         raise UsageError(f"redo= takes a status, several, or a function of a record, not {redo!r}")
 

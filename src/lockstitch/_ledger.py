@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +24,8 @@ from ._records import Malformed, id_of, instant, kind_of, parse, seconds_of, sta
 #: Bits of an index entry that hold the status; so many different ones fit in a file.
 _STATUS_BITS = 16
 _STATUS_MASK = (1 << _STATUS_BITS) - 1
+
+_KINDS = frozenset({"run", "retry", "back", "cursor", "step", "pause", "waited", "stop", "end"})
 
 
 @attrs.define
@@ -138,13 +140,34 @@ class Ledger:
         self.suspects.discard(id)
 
     def _apply_other(self, kind: str, offset: int, line: bytes) -> None:
-        apply = _APPLY.get(kind)
-        if apply is None:
+        if kind not in _KINDS:
             return  # written by a newer version: kept in the file, and none of our business
         try:
-            apply(self, offset, parse(line))
+            self._apply_parsed(kind, offset, parse(line))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Malformed(f"its {kind} record is incomplete ({error!r})") from error
+
+    def _apply_parsed(self, kind: str, offset: int, data: dict[str, Any]) -> None:
+        match kind:
+            case "run":
+                self._apply_run(offset, data)
+            case "retry":
+                self._apply_retry(offset, data)
+            case "cursor":
+                self.cursors[str(data["cursor"])] = offset
+            case "step":
+                self.steps.setdefault(str(data["step"]), {})[str(data["name"])] = offset
+            case "pause":
+                self._apply_pause(offset, data)
+            case "waited":
+                self.waited[offset] = float(data["waited"])
+            case "back" if self.runs:
+                self.runs[-1].open.pop(str(data["back"]), None)
+            case "stop" if self.runs:
+                self.runs[-1].stop = str(data["stop"])
+            case "end" if self.runs and data["end"] == self.runs[-1].number:
+                self.runs[-1].end = str(data.get("reason", "complete"))
+                self.runs[-1].end_at = instant(data.get("at"))
 
     def _apply_run(self, offset: int, data: dict[str, Any]) -> None:
         if self.runs and self.runs[-1].offset == offset:
@@ -164,17 +187,6 @@ class Ledger:
         if self.runs:
             self.runs[-1].open.pop(id, None)
 
-    def _apply_back(self, offset: int, data: dict[str, Any]) -> None:
-        """An item went back to pending: limited, interrupted, or left without a save."""
-        if self.runs:
-            self.runs[-1].open.pop(str(data["back"]), None)
-
-    def _apply_cursor(self, offset: int, data: dict[str, Any]) -> None:
-        self.cursors[str(data["cursor"])] = offset
-
-    def _apply_step(self, offset: int, data: dict[str, Any]) -> None:
-        self.steps.setdefault(str(data["step"]), {})[str(data["name"])] = offset
-
     def _apply_pause(self, offset: int, data: dict[str, Any]) -> None:
         said = data["pause"]
         self.pauses[offset] = Pause(
@@ -185,19 +197,12 @@ class Ledger:
             said.get("seconds"),
         )
 
-    def _apply_waited(self, offset: int, data: dict[str, Any]) -> None:
-        self.waited[offset] = float(data["waited"])
-
-    def _apply_stop(self, offset: int, data: dict[str, Any]) -> None:
-        if self.runs:
-            self.runs[-1].stop = str(data["stop"])
-
-    def _apply_end(self, offset: int, data: dict[str, Any]) -> None:
-        if self.runs and data["end"] == self.runs[-1].number:
-            self.runs[-1].end = str(data.get("reason", "complete"))
-            self.runs[-1].end_at = instant(data.get("at"))
-
     # Asking
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """Recorded seconds per item; None where no record tells."""
+        return self.seconds / self.timed if self.timed else None
 
     def knows(self, id: str) -> bool:
         """Tell whether anything is stored about an item, finished or not."""
@@ -306,16 +311,3 @@ class Ledger:
         position = bisect_right(self.runs, offset, key=lambda run: run.offset)
 
         return self.runs[position - 1] if position else None
-
-
-_APPLY: Mapping[str, Callable[[Ledger, int, dict[str, Any]], None]] = {
-    "run": Ledger._apply_run,
-    "retry": Ledger._apply_retry,
-    "back": Ledger._apply_back,
-    "cursor": Ledger._apply_cursor,
-    "step": Ledger._apply_step,
-    "pause": Ledger._apply_pause,
-    "waited": Ledger._apply_waited,
-    "stop": Ledger._apply_stop,
-    "end": Ledger._apply_end,
-}

@@ -29,7 +29,9 @@ class Lock(Protocol):
         """Take the lock without waiting; raises `CheckpointLocked`."""
         ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Free the lock; does nothing when it is not held."""
+        ...
 
 
 class RunLock:
@@ -49,17 +51,17 @@ class RunLock:
             raise UsageError(f"{self._target}: there is no folder {folder}; create it first")
         try:
             self._lock.acquire(blocking=False)
-        except (filelock.Timeout, RuntimeError):
-            # RuntimeError: filelock has seen that this thread holds the path by another object.
-            raise CheckpointLocked(self._target, *self._holder()) from None
         except NotImplementedError as error:
             raise UsageError(
                 f"{self._path}: this file system has no file locks, so two runs could not be kept "
                 "apart; put the checkpoint on a local disk"
             ) from error
+        except (filelock.Timeout, RuntimeError):
+            # RuntimeError: filelock has seen that this thread holds the path by another object.
+            raise CheckpointLocked(self._target, *self._holder()) from None
         except OSError as error:
             error.add_note(
-                "lockstitch keeps its lock beside the checkpoint, so the folder must exist and be writable"
+                "lockstitch keeps its lock beside the checkpoint: the folder must be writable"
             )
             raise
         self._sign()

@@ -15,10 +15,17 @@ import attrs
 
 from ._errors import UsageError
 
+#: An exception class, or the name of one.
+Kind = type[BaseException] | str
+
 StopReason = Literal["limit", "errors", "time", "signal", "failed", "left"]
 
 #: Longest traceback text that is kept, in characters; a recursion's is cut in its middle.
 _TRACEBACK_LIMIT = 16_384
+
+
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, tzinfo=UTC)
 
 
 def to_seconds(value: float | timedelta, name: str) -> float:
@@ -41,7 +48,7 @@ def to_instant(seconds: float) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
-        return datetime.max.replace(tzinfo=UTC) if seconds > 0 else datetime.min.replace(tzinfo=UTC)
+        return _LAST if seconds > 0 else _FIRST
 
 
 def class_name(cls: type) -> str:
@@ -53,7 +60,7 @@ def class_name(cls: type) -> str:
 
 @attrs.frozen
 class ErrorInfo:
-    """An exception as data: it can be stored, printed and matched where its class is not installed."""
+    """An exception as data: stored, printed and matched also where its class is not installed."""
 
     #: Qualified class name: `ValueError`, `openai.RateLimitError`.
     type: str
@@ -92,7 +99,7 @@ class ErrorInfo:
 
         return f"{self.type}: {first[0]}" if first else self.type
 
-    def matches(self, *kinds: type[BaseException] | str) -> bool:
+    def matches(self, *kinds: Kind) -> bool:
         """Tell whether the exception was of one of `kinds`, subclasses included.
 
         A kind is a class or a name. `"RateLimitError"` fits a class of that name in any module,
@@ -101,7 +108,7 @@ class ErrorInfo:
         return any(_fits(name, kind) for name in (self.type, *self.bases) for kind in kinds)
 
 
-def _fits(name: str, kind: type[BaseException] | str) -> bool:
+def _fits(name: str, kind: Kind) -> bool:
     if not isinstance(kind, str):
         return name == class_name(kind)
     module, _, cls = name.rpartition(".")
@@ -148,15 +155,15 @@ class Limit:
     reason: str = attrs.field(default="", kw_only=True)
     #: Which budget is used up: an account, a model, a host.
     scope: str = attrs.field(default="", kw_only=True)
-    #: For a limit told as a duration: seconds from the moment it was seen. Not subject to clock changes.
+    #: For a limit told as a duration: seconds from the moment it was seen, whatever the clock does.
     seconds: float | None = attrs.field(default=None, kw_only=True, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.resume_at is not None and (
-            not isinstance(self.resume_at, datetime) or self.resume_at.tzinfo is None
-        ):
+        given: object = self.resume_at
+        if given is not None and not (isinstance(given, datetime) and given.tzinfo is not None):
             raise UsageError(
-                f"Limit takes an aware datetime (datetime.now(UTC) + …), not {self.resume_at!r}; for a duration: Limit.after(seconds)"
+                f"Limit takes an aware datetime (datetime.now(UTC) + …), not {given!r}; "
+                "for a duration: Limit.after(seconds)"
             )
 
     @classmethod
@@ -191,7 +198,7 @@ class Failure:
     elapsed: float = 0.0
     limit: Limit | None = None
 
-    def matches(self, *kinds: type[BaseException] | str) -> bool:
+    def matches(self, *kinds: Kind) -> bool:
         """Tell whether the exception is of one of `kinds`; see `ErrorInfo.matches`."""
         return self.error.matches(*kinds)
 
@@ -235,7 +242,7 @@ class Summary:
     #: Recorded seconds of what earlier runs had finished and this one did not run again; the mean
     #: of all records times `done_before`.
     saved_seconds: float
-    #: None when the batch came to its end; else "limit", "errors", "time", "signal", "failed", "left".
+    #: None when the batch came to its end; else what stopped it.
     stopped_by: StopReason | None
     #: When a parked batch may go on.
     resume_at: datetime | None
@@ -269,7 +276,7 @@ class Summary:
             parts.append(f"{self.pending} pending")
         if self.unsaved:
             parts.append(f"{len(self.unsaved)} never saved")
-        if self.waits:
+        if self.waited_seconds:
             parts.append(f"waited {duration(self.waited_seconds)}")
         if self.stopped_by:
             until = f" until {self.resume_at:%Y-%m-%d %H:%M:%S} UTC" if self.resume_at else ""
@@ -305,7 +312,10 @@ class Plan:
         took = "" if self.estimate is None else f", about {duration(self.estimate)} one at a time"
         doubt = f", {len(self.in_doubt)} in doubt" if self.in_doubt else ""
 
-        return f"{self.pending} of {self.total} pending ({self.new} new{doubt}){took}; {self.done} done, {self.gone} gone from the input"
+        return (
+            f"{self.pending} of {self.total} pending ({self.new} new{doubt}){took}; "
+            f"{self.done} done, {self.gone} gone from the input"
+        )
 
 
 @attrs.frozen

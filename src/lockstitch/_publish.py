@@ -70,7 +70,7 @@ def create(files: Files, path: str, header: Header) -> None:
 
 
 def set_aside(files: Files, path: str) -> str | None:
-    """Rename a file to `<path>.old-1`, or the next number that is free; None if there is no file."""
+    """Rename a file to `<path>.old-1` or the next free number; None if there is no file."""
     for number in range(1, 10_000):
         aside = f"{path}.old-{number}"
         try:

@@ -71,7 +71,7 @@ class Header:
 
 
 def parse_header(line: bytes) -> Header | None:
-    """Return the header that a first line (newline included) holds; None if it does not prove itself.
+    """Return the header of a first line, newline included; None if it does not prove itself.
 
     Raises:
         NewerFormat: the line is whole, and of a later version.

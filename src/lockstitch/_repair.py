@@ -43,7 +43,8 @@ class Verification:
 
     def __str__(self) -> str:
         told = [
-            f"{self.path}: {self.items} items in {self.lines} lines, {'ok' if self.ok else 'DAMAGED'}"
+            f"{self.path}: {self.items} items in {self.lines} lines, "
+            f"{'ok' if self.ok else 'DAMAGED'}"
         ]
         told += [
             f"  line {wrong.line} (byte {wrong.start}): {wrong.reason}" for wrong in self.damage
@@ -122,7 +123,7 @@ def _repair_open(path: str, files: Files, fd: int) -> Verification:
     try:
         header, start = load_header(files, fd, path)
     except CheckpointDamaged as error:
-        header, start = _rebuild_header(path, files, fd, error)
+        header, start = _rebuild_header(files, fd, error)
         lost = [Wrong(-1, 1, 0, start, error.reason)]
     scan, ledger, good = _read(files, fd, header, start)
     scan.wrong[:0] = lost
@@ -142,9 +143,7 @@ def _repair_open(path: str, files: Files, fd: int) -> Verification:
     return attrs.evolve(report, aside=aside)
 
 
-def _rebuild_header(
-    path: str, files: Files, fd: int, error: CheckpointDamaged
-) -> tuple[Header, int]:
+def _rebuild_header(files: Files, fd: int, error: CheckpointDamaged) -> tuple[Header, int]:
     """Make a header of what the other lines repeat of it."""
     salt = next(find_salts(files, fd), None)
     if salt is None:

@@ -7,20 +7,23 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
-from ._batch import ResumableBatch, call_one, check_settings, open_ended
+from ._batch import ResumableBatch
+from ._calls import Calls, Turn
 from ._checkpoint import Checkpoint
 from ._errors import BatchStopped, ItemFailed, UsageError
 from ._guard import Guards
 from ._ids import Key, as_id, key_function
 from ._input import Redo, redo_test
+from ._loop import ResumableLoop
 from ._model import Record, Summary
 from ._retry import RetryPolicy
 from ._run import FAILED
+from ._settings import check_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +33,7 @@ OnError = Literal["raise", "record"]
 
 
 class Resumable(Generic[P, R]):
-    """A function whose results are stored: called again for the same item, it returns the stored one.
+    """A function whose results are stored; called again for an item, it returns the stored one.
 
     Made by `resumable`. Thread-safe: two threads that ask for one id get the same result, computed
     once. It pickles by its qualified name.
@@ -45,6 +48,7 @@ class Resumable(Generic[P, R]):
         settings: dict[str, Any],
     ) -> None:
         functools.update_wrapper(self, fn)
+        self._name = fn.__qualname__
         self.__wrapped__: Callable[P, Any] = fn
         #: The store; inert until the first call.
         self.checkpoint = checkpoint
@@ -53,14 +57,14 @@ class Resumable(Generic[P, R]):
         self._on_error = on_error
         self._settings = settings
         self._lock = threading.Lock()
-        self._scope: ResumableBatch[Any] | None = None
-        self._turns: dict[str, _Turn] = {}
+        self._scope: Calls | None = None
+        self._turns: dict[str, Turn] = {}
 
     def __repr__(self) -> str:
-        return f"<resumable {self.__module__}.{self.__qualname__} on {self.checkpoint.path!r}>"
+        return f"<resumable {self.__module__}.{self._name} on {self.checkpoint.path!r}>"
 
     def __reduce__(self) -> str:
-        return self.__qualname__
+        return self._name
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         # A method: bound like any function. Only callable keys come this far.
@@ -81,8 +85,7 @@ class Resumable(Generic[P, R]):
         with self._turn(id):
             record = self._recorded(scope, id)
             if record is None:
-                call_one(
-                    scope,
+                scope.call(
                     id,
                     args[0] if args else None,
                     lambda: self.__wrapped__(*args, **kwargs),
@@ -90,7 +93,7 @@ class Resumable(Generic[P, R]):
                 )
                 record = self.checkpoint[id]
 
-        return self._answer(record)
+        return cast(R, self._answer(record))
 
     def _id(self, *args: P.args, **kwargs: P.kwargs) -> str:
         if self._one_item:
@@ -99,7 +102,7 @@ class Resumable(Generic[P, R]):
                 return key_function(self._key)(values[0])
         bound = inspect.signature(self.__wrapped__).bind(*args, **kwargs)
         if not callable(self._key):
-            raise UsageError(f"{self.__qualname__} takes one item")
+            raise UsageError(f"{self._name} takes one item")
         try:
             return as_id(self._key(*bound.args, **bound.kwargs))
         except UsageError:
@@ -107,7 +110,7 @@ class Resumable(Generic[P, R]):
         except Exception as error:
             raise UsageError(f"key= raised {type(error).__name__} ({error})") from error
 
-    def _recorded(self, scope: ResumableBatch[Any], id: str) -> Record | None:
+    def _recorded(self, scope: Calls, id: str) -> Record | None:
         run = scope.open_run
         status = run.store.ledger.status(id)
         if status is None:
@@ -133,21 +136,23 @@ class Resumable(Generic[P, R]):
 
         return None
 
-    def _turn(self, id: str) -> _Turn:
+    def _turn(self, id: str) -> Turn:
         with self._lock:
             turn = self._turns.get(id)
             if turn is None:
-                turn = self._turns[id] = _Turn(id, self._turns, self._lock)
+                turn = self._turns[id] = Turn(id, self._turns, self._lock)
             turn.users += 1
 
         return turn
 
     # The scope of plain calls
 
-    def _opened(self) -> ResumableBatch[Any]:
+    def _opened(self) -> Calls:
         with self._lock:
             if self._scope is None:
-                scope = self._scope = open_ended(self.checkpoint, self._key, self._settings)
+                scope = Calls(self.checkpoint, self._key, self._settings)
+                self._scope = scope
+                scope.__enter__()
                 weakref.finalize(self, _close_quietly, scope)
 
             return self._scope
@@ -180,7 +185,7 @@ class Resumable(Generic[P, R]):
             UsageError: the function takes more than the item, or an id is missing or doubled.
         """
         with self._batch(items) as batch:
-            batch.run(self.__wrapped__)
+            batch.run(cast(Callable[[Any], Any], self.__wrapped__))
 
         return batch.summary
 
@@ -191,99 +196,18 @@ class Resumable(Generic[P, R]):
             BatchStopped: the batch stopped early, after all records have been yielded.
         """
         with self._batch(items) as batch:
-            yield from batch.map(self.__wrapped__)
+            yield from batch.map(cast(Callable[[Any], Any], self.__wrapped__))
         if batch.summary.stopped_by is not None:
             raise BatchStopped(batch.summary.stopped_by, batch.summary)
 
     def _batch(self, items: Iterable[Any]) -> ResumableBatch[Any]:
         if not self._one_item:
             raise UsageError(
-                f"{self.__qualname__} takes more than one argument, so it cannot be given items"
+                f"{self._name} takes more than one argument, so it cannot be given items"
             )
         self.close()
 
         return ResumableBatch(self.checkpoint, items, key=self._key, **self._settings)
-
-
-class _Turn:
-    """Lets one thread at a time work on an id."""
-
-    def __init__(self, id: str, turns: dict[str, _Turn], guard: threading.Lock) -> None:
-        self.users = 0
-        self._id = id
-        self._turns = turns
-        self._guard = guard
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-
-    def __enter__(self) -> None:
-        if self._owner == threading.get_ident():
-            self._leave()
-            raise UsageError(f"{self._id!r} calls itself: its function asked for the same id again")
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def __exit__(self, *_: object) -> None:
-        self._owner = None
-        self._lock.release()
-        self._leave()
-
-    def _leave(self) -> None:
-        with self._guard:
-            self.users -= 1
-            if not self.users:
-                self._turns.pop(self._id, None)
-
-
-class ResumableLoop(Generic[T]):
-    """A whole loop, written as a generator that is handed only what is pending.
-
-    Made by `resumable` from a generator function of the items that yields one result for each item
-    it draws. Each result is stored before the next item is drawn.
-    """
-
-    def __init__(
-        self,
-        fn: Callable[[Iterable[T]], Iterator[Any]],
-        checkpoint: Checkpoint,
-        key: Key | None,
-        settings: dict[str, Any],
-    ) -> None:
-        functools.update_wrapper(self, fn)
-        self.__wrapped__ = fn
-        self.checkpoint = checkpoint
-        self._key = key
-        self._settings = settings
-
-    def __repr__(self) -> str:
-        return f"<resumable loop {self.__module__}.{self.__qualname__} on {self.checkpoint.path!r}>"
-
-    def __call__(self, items: Iterable[T]) -> Summary:
-        """Run the loop over what is pending of `items`, to its end; return what happened.
-
-        An exception of the loop is yours; the item it was at is pending.
-
-        Raises:
-            UsageError: the loop yielded twice for one item, or before it drew one.
-        """
-        with ResumableBatch(self.checkpoint, items, key=self._key, **self._settings) as batch:
-            drawn: list[T] = []
-            for result in self.__wrapped__(_noting(batch, drawn)):
-                if not drawn:
-                    raise UsageError(
-                        f"{self.__qualname__} must yield once for each item it draws; it yielded without one"
-                    )
-                batch.save(drawn.pop(), result)
-            # A loop that caught the stop itself ends here; the stop still counts.
-            batch.raise_if_stopped()
-
-        return batch.summary
-
-
-def _noting(batch: ResumableBatch[T], drawn: list[T]) -> Generator[T, None, None]:
-    for item in batch:
-        drawn[:] = [item]  # one drawn before it, and not yielded, stays pending
-        yield item
 
 
 def _close_quietly(scope: ResumableBatch[Any]) -> None:
@@ -316,8 +240,8 @@ class _Decorator:
             return ResumableLoop(fn, checkpoint, key, settings)
         if len(parameters) != 1 and not callable(key):
             raise UsageError(
-                f"{fn.__qualname__} takes {len(parameters)} parameters; a resumable function takes one "
-                "item. For more (or for a method), pass key= a function of the same arguments that "
+                f"{fn.__qualname__} takes {len(parameters)} parameters; a resumable function "
+                "takes one item. For more (or for a method), pass key= a function of the same arguments that "
                 "returns the id"
             )
 
@@ -339,9 +263,10 @@ def _check_loop(
 class _Function(_Decorator):
     """The decorator with `on_error="raise"`, for type checkers."""
 
+    # The overlap is meant: no result can be an iterator, so a function that returns one is a loop.
     @overload
-    def __call__(
-        self, fn: Callable[[Iterable[T]], Generator[Any, None, None]]
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[[Iterable[T]], Iterator[Any]]
     ) -> ResumableLoop[T]: ...
     @overload
     def __call__(self, fn: Callable[P, R]) -> Resumable[P, R]: ...

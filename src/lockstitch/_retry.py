@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from datetime import timedelta
+from typing import Literal, Protocol, cast
 
 import attrs
 
 from ._errors import UsageError
-from ._model import Failure, to_seconds
+from ._model import Failure, Kind, to_seconds
 
-Kinds = type[BaseException] | str | Iterable[type[BaseException] | str]
+Kinds = Kind | Iterable[Kind]
 
 
 class RetryPolicy(Protocol):
@@ -26,15 +27,22 @@ class RetryPolicy(Protocol):
         ...
 
 
-def _kinds(value: Kinds) -> tuple[type[BaseException] | str, ...]:
-    kinds = (value,) if isinstance(value, (str, type)) else tuple(value)
+def _kinds(value: Kinds) -> tuple[Kind, ...]:
+    kinds: tuple[object, ...] = (value,) if isinstance(value, (str, type)) else tuple(value)
     for kind in kinds:
-        if not (
-            isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, BaseException))
-        ):
+        is_class = isinstance(kind, type) and issubclass(kind, BaseException)
+        if not (is_class or isinstance(kind, str)):
             raise UsageError(f"Backoff(on=…) takes exception classes or their names, not {kind!r}")
 
-    return kinds
+    return cast(tuple[Kind, ...], kinds)
+
+
+def _initial(value: float | timedelta) -> float:
+    return to_seconds(value, "Backoff(initial=…)")
+
+
+def _maximum(value: float | timedelta) -> float:
+    return to_seconds(value, "Backoff(maximum=…)")
 
 
 @attrs.frozen(kw_only=True)
@@ -50,11 +58,11 @@ class Backoff:
     """
 
     attempts: int = 3
-    initial: float = attrs.field(default=1.0, converter=lambda value: to_seconds(value, "initial"))
+    initial: float = attrs.field(default=1.0, converter=_initial)
     factor: float = 2.0
-    maximum: float = attrs.field(default=60.0, converter=lambda value: to_seconds(value, "maximum"))
+    maximum: float = attrs.field(default=60.0, converter=_maximum)
     jitter: Literal["full", "none"] = "full"
-    on: tuple[type[BaseException] | str, ...] = attrs.field(default=Exception, converter=_kinds)
+    on: tuple[Kind, ...] = attrs.field(default=(Exception,), converter=_kinds)
 
     def __attrs_post_init__(self) -> None:
         if (

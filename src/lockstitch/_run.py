@@ -171,7 +171,6 @@ class Run:
         ledger = self.store.ledger
         done = sum(self.by_status.values())
         total = self.size if self.size is not None else self.seen if self.exhausted else None
-        mean = ledger.seconds / ledger.timed if ledger.timed else 0.0
 
         return Summary(
             total=total,
@@ -186,7 +185,7 @@ class Run:
             waits=self.waits,
             waited_seconds=self.waited,
             seconds=self.clock.now() - self.started,
-            saved_seconds=mean * self.done_before,
+            saved_seconds=(ledger.mean_seconds or 0.0) * self.done_before,
             stopped_by=stopped_by,
             resume_at=resume_at,
             errors_before=self.failed_before,

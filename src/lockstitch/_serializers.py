@@ -279,7 +279,7 @@ def _first_unfit(value: object, where: str = "$", depth: int = 0) -> tuple[str, 
     elif attrs.has(type(value)):
         parts = [
             (f"{where}.{field.name}", getattr(value, field.name))
-            for field in attrs.fields(type(value))
+            for field in attrs.fields(cast(type[attrs.AttrsInstance], type(value)))
         ]
     for path, part in parts:
         found = _first_unfit(part, path, depth + 1)

@@ -133,6 +133,7 @@ class Session(Generic[T]):
     def stopped(self) -> BatchStopped | None:
         """Return the exception that says why this pass stopped early, None if it did not."""
         reason = self.scheduler.stop_reason
+        self.read_on()
 
         return None if reason is None else self.run.stopped(reason, self.resume_at)
 
@@ -152,19 +153,34 @@ class Session(Generic[T]):
             self.scheduler.exhausted()
             return
         id, item = drawn
-        run, ledger = self.run, self.run.store.ledger
-        run.seen += 1
-        status = ledger.status(id)
-        if status is not None and run.finished_here(id):
-            raise twice(id)
-        if status is not None and not self.redo(id):
-            run.done_before += 1
-            run.failed_before += status in FAILED
+        if self._is_done(id):
             self.on_skip(id)
             return
-        if id in self.scheduler.in_flight or id in run.unsaved:
+        if id in self.scheduler.in_flight or id in self.run.unsaved:
             raise twice(id)
-        self._admit(id, item, again=status is not None)
+        self._admit(id, item, again=id in self.run.store.ledger.index)
+
+    def _is_done(self, id: str) -> bool:
+        run = self.run
+        run.seen += 1
+        status = run.store.ledger.status(id)
+        if status is None:
+            return False
+        if run.finished_here(id):
+            raise twice(id)
+        if self.redo(id):
+            return False
+        run.done_before += 1
+        run.failed_before += status in FAILED
+
+        return True
+
+    def read_on(self) -> None:
+        """After an early stop, look at the rest of a sized input, so that the counts are true."""
+        if self.input.size is not None and not self.run.exhausted:
+            while (drawn := self.input.draw()) is not None:
+                self._is_done(drawn[0])
+            self.run.exhausted = True
 
     def _admit(self, id: str, item: T, *, again: bool) -> None:
         run, ledger = self.run, self.run.store.ledger

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,7 +31,7 @@ class Deferral:
         #: The signal that has come; cleared by `give_back`.
         self.received: signal.Signals | None = None
 
-    def __enter__(self) -> Deferral:
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
         for each in _SIGNALS:
@@ -54,9 +54,10 @@ class Deferral:
             each, previous = self._previous.popitem()
             signal.signal(each, previous)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             self.__exit__(None, None, None)
+            self.received = None
             signal.raise_signal(number)
             return
         self.received = signal.Signals(number)

@@ -1,0 +1,68 @@
+"""A whole loop, written as a generator, made resumable."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from ._batch import ResumableBatch
+from ._checkpoint import Checkpoint
+from ._errors import UsageError
+from ._ids import Key
+from ._model import Summary
+
+T = TypeVar("T")
+
+
+class ResumableLoop(Generic[T]):
+    """A whole loop, written as a generator that is handed only what is pending.
+
+    Made by `resumable` from a generator function of the items that yields one result for each item
+    it draws. Each result is stored before the next item is drawn.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Iterable[T]], Iterator[Any]],
+        checkpoint: Checkpoint,
+        key: Key | None,
+        settings: dict[str, Any],
+    ) -> None:
+        functools.update_wrapper(self, fn)
+        self._name = fn.__qualname__
+        self.__wrapped__ = fn
+        self.checkpoint = checkpoint
+        self._key = key
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"<resumable loop {self.__module__}.{self._name} on {self.checkpoint.path!r}>"
+
+    def __call__(self, items: Iterable[T]) -> Summary:
+        """Run the loop over what is pending of `items`, to its end; return what happened.
+
+        An exception of the loop is yours; the item it was at is pending.
+
+        Raises:
+            UsageError: the loop yielded twice for one item, or before it drew one.
+        """
+        with ResumableBatch(self.checkpoint, items, key=self._key, **self._settings) as batch:
+            drawn: list[T] = []
+            for result in self.__wrapped__(_noting(batch, drawn)):
+                if not drawn:
+                    raise UsageError(
+                        f"{self._name} must yield once for each item it draws; "
+                        "it yielded without one"
+                    )
+                batch.save(drawn.pop(), result)
+            # A loop that caught the stop itself ends here; the stop still counts.
+            batch.raise_if_stopped()
+
+        return batch.summary
+
+
+def _noting(batch: ResumableBatch[T], drawn: list[T]) -> Generator[T, None, None]:
+    for item in batch:
+        drawn[:] = [item]  # one drawn before it, and not yielded, stays pending
+        yield item

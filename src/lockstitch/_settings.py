@@ -1,0 +1,69 @@
+"""The policies of a batch: arguments in, one checked type each out. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import attrs
+
+from ._errors import UsageError
+from ._guard import Check, Guards, as_checks
+from ._input import Redo, redo_test
+from ._model import Record, to_seconds
+from ._retry import RetryPolicy
+from ._scheduler import Rules
+
+
+@attrs.frozen
+class Settings:
+    """The checked arguments of a batch, apart from checkpoint and items."""
+
+    rules: Rules
+    checks: tuple[Check, ...]
+    redo: Redo | None
+    max_crashes: int
+    handle_signals: bool
+
+
+def check_settings(
+    *,
+    redo: Redo | None = None,
+    retry: RetryPolicy | None = None,
+    guard: Guards | None = None,
+    max_wait: float | timedelta = 600.0,
+    max_time: float | timedelta | None = None,
+    max_consecutive_errors: int | None = None,
+    max_crashes: int = 3,
+    handle_signals: bool = True,
+) -> Settings:
+    """Return the arguments in one type each.
+
+    Raises:
+        UsageError: one is of the wrong type or out of range.
+    """
+    if retry is not None and not callable(retry):
+        raise UsageError(
+            f"retry= takes a policy such as Backoff(), or a function of a Failure, not {retry!r}"
+        )
+    checks = as_checks(guard)
+    rules = Rules(
+        guarded=bool(checks),
+        retry=retry,
+        max_wait=to_seconds(max_wait, "max_wait="),
+        max_time=None if max_time is None else to_seconds(max_time, "max_time="),
+        max_consecutive_errors=_count(max_consecutive_errors, "max_consecutive_errors="),
+    )
+    redo_test(redo, lambda _id: None, lambda _id: Record("", ""))
+
+    return Settings(
+        rules, checks, redo, _count(max_crashes, "max_crashes=") or 3, bool(handle_signals)
+    )
+
+
+def _count(value: int | None, name: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} takes a whole number from 1, not {value!r}")
+
+    return value
