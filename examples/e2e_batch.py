@@ -8,7 +8,8 @@ has a record is not run again, however this script was ended.
 
 Exit codes: 0 all pass; 1 some fail or error; 2 limited, run it again later; 64 wrong usage. Ctrl-C
 finishes the running test and then ends the script as it ends any other (130 in a shell); a second
-Ctrl-C kills the running test, which stays pending.
+Ctrl-C kills the running test, which stays pending. Killed outright (kill -9), the script cannot take
+the running test with it: that one goes on to its own end, and the next start runs it again.
 """
 
 from __future__ import annotations
@@ -112,17 +113,18 @@ class Log:
     test: str
     run: int
 
-    def write(self, line: str) -> None:
-        """Append a line, with where it comes from in front."""
+    def write(self, text: str) -> None:
+        """Append a text, each of its lines with where it comes from in front."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"run {self.run} | {self.test} | {at} | {line}\n")
+            for line in text.splitlines() or [""]:
+                file.write(f"run {self.run} | {self.test} | {at} | {line}\n")
 
     def copy(self, lines: IO[str]) -> None:
         """Append what a command writes, as it comes, until it closes its output."""
         with lines:
             for line in lines:
-                self.write(line.rstrip("\n"))
+                self.write(line)
 
 
 def run_test(test: Test, folder: Path, log: Log) -> int:
@@ -131,8 +133,7 @@ def run_test(test: Test, folder: Path, log: Log) -> int:
     However this ends, no process of the test's group is left.
 
     Raises:
-        OSError: it could not be started.
-        TimeoutError: it took too long.
+        OSError: it could not be started, it took too long, or Ctrl-C reached it.
     """
     command = [part.replace("{python}", sys.executable) for part in test.command]
     log.write(f"$ {' '.join(command)}")
@@ -157,6 +158,10 @@ def run_test(test: Test, folder: Path, log: Log) -> int:
     finally:  # the end, the timeout, or a second Ctrl-C
         kill_group(process)
         output.join(LAST_OUTPUT)
+    if code == -signal.SIGINT:
+        # Ctrl-C came in the moment before the session was new. What is raised after a stop request
+        # is not booked, so the test is pending; as an exit code it would be a "fail".
+        raise InterruptedError("interrupted")
 
     return code
 
@@ -175,7 +180,7 @@ def run_all(batch: ResumableBatch[Test], folder: Path, logs: Path) -> None:
             log = Log(logs / f"{test.name}.log", test.name, attempt.run)
             try:
                 code = run_test(test, folder, log)
-            except (OSError, TimeoutError) as error:
+            except OSError as error:  # TimeoutError is one
                 log.write(f"error: {error}")
                 raise  # the attempt books it
             log.write(f"exit code {code}")

@@ -164,6 +164,7 @@ def test_an_item_left_without_a_save_is_pending_and_named(path, caplog, leave):
                     attempt.save()
 
     assert batch.summary.unsaved == ("case-0",)
+    assert batch.checkpoint.stats().completed_at is None
     assert (batch.exit_code, batch.summary.pending) == (1, 1)
     assert "'case-0'" in caplog.text
     assert ids_run(path, CASES[:2]) == ["case-0"]
@@ -243,6 +244,29 @@ def test_a_retry_that_is_due_later_survives_a_restart(path):
     assert clock.waits == [pytest.approx(200.0)]
 
 
+def test_a_clock_set_back_does_not_delay_a_stored_retry(path):
+    """A pending retry waits for the delay that was decided, at the most."""
+    from datetime import timedelta
+
+    failed = []
+
+    def once(_case):
+        if not failed:
+            failed.append(1)
+            raise ValueError("again")
+
+    with fake_clock() as clock:
+        for max_wait in (10.0, 600.0):
+            with ResumableBatch(
+                path, CASES[:1], key="id", retry=lambda _failure: 30.0, max_wait=max_wait
+            ) as batch:
+                batch.run(once)
+            clock.set_wall(clock.instant - timedelta(days=365))
+
+    assert batch.exit_code == 0
+    assert clock.waits == [30.0]
+
+
 def test_a_redo_starts_with_a_fresh_budget_of_attempts(path):
     """What was given up after two attempts has two again."""
     numbers = []
@@ -310,7 +334,7 @@ def test_a_map_that_is_left_keeps_what_it_has_finished(path):
             if record.id == "case-1":
                 break
 
-    assert batch.exit_code == 2
+    assert (batch.exit_code, batch.summary.stopped_by) == (2, "left")
     assert list(batch.checkpoint) == ["case-0", "case-1"]
 
 
@@ -486,6 +510,18 @@ def test_a_batch_works_only_inside_its_with(path):
             use()
     with pytest.raises(UsageError, match="not entered"):
         batch.summary  # noqa: B018
+
+
+@pytest.mark.parametrize("fn", [None, "fn", 3])
+def test_what_is_no_function_is_refused_before_an_item_pays_for_it(path, fn):
+    """A mistake in the call is not an error of every item."""
+    with ResumableBatch(path, [1]) as batch:
+        with pytest.raises(UsageError, match="function"):
+            batch.run(fn)
+        with pytest.raises(UsageError, match="function"):
+            list(batch.map(fn))
+
+    assert len(batch.checkpoint) == 0
 
 
 def test_max_time_ends_the_batch_with_exit_code_2(path):

@@ -54,21 +54,64 @@ def test_a_long_limit_parks_with_exit_code_2(tmp_path):
     assert Checkpoint(tmp_path / "r.jsonl", read_only=True).stats().parked_until == until
 
 
+def limited_after(count, limit):
+    """Return work that meets a rate-limited response at the item after `count` others."""
+    done = []
+
+    def work(item):
+        if len(done) == count:
+            raise RateLimited(limit)
+        done.append(item)
+
+    return work
+
+
 def test_a_restart_before_its_time_parks_again_and_after_it_goes_on(tmp_path):
-    """The pause is stored: a new process neither forgets it nor asks for more."""
+    """The pause is stored: a new process neither forgets it, nor asks, nor counts it twice."""
     with fake_clock() as clock:
         until = clock.instant + timedelta(hours=5)
         path = tmp_path / "r.jsonl"
-        for allowed in (2, 99):
-            with ResumableBatch(path, range(5), guard=Quota(allowed, Limit(until))) as batch:
-                batch.run(str)
+        for work in (limited_after(2, Limit(until, reason="weekly")), str):
+            with ResumableBatch(path, range(5)) as batch:
+                batch.run(work)
             assert (batch.exit_code, batch.summary.pending) == (2, 3)
+            assert batch.summary.resume_at == until
+        stats = batch.checkpoint.stats()
         clock.advance(5 * 3600)
         with ResumableBatch(path, range(5)) as batch:
             batch.run(str)
 
+    assert (stats.pause_count, stats.parked_until) == (1, until)
     assert batch.exit_code == 0
     assert batch.summary.ok == 3
+
+
+def test_a_guard_that_lets_go_lifts_its_stored_pause(tmp_path):
+    """What a guard has said, the guard is asked again: a topped-up quota counts at once."""
+    with fake_clock() as clock:
+        limit = Limit(clock.instant + timedelta(hours=5))
+        for allowed in (2, 99):
+            with ResumableBatch(
+                tmp_path / "r.jsonl", range(5), guard=Quota(allowed, limit)
+            ) as batch:
+                batch.run(str)
+
+    assert (batch.exit_code, batch.summary.ok) == (0, 3)
+
+
+def test_a_stop_that_the_caller_has_caught_still_parks_the_run(tmp_path):
+    """Catching BatchStopped of a plain call does not turn a parked run into a complete one."""
+    from lockstitch import resumable
+
+    work = resumable(tmp_path / "r.jsonl", guard=lambda: Limit.after(9000))(lambda item: item)
+    with fake_clock() as clock:
+        with pytest.raises(BatchStopped):
+            work("a")
+        work.close()
+        stats = work.checkpoint.stats()
+
+    assert (stats.stop_reason, stats.completed_at) == ("limit", None)
+    assert stats.parked_until == clock.instant + timedelta(seconds=9000)
 
 
 def test_a_restart_shortly_before_its_time_waits(tmp_path):
@@ -76,8 +119,8 @@ def test_a_restart_shortly_before_its_time_waits(tmp_path):
     with fake_clock() as clock:
         until = clock.instant + timedelta(hours=5)
         path = tmp_path / "r.jsonl"
-        with ResumableBatch(path, range(2), guard=Quota(1, Limit(until))) as batch:
-            batch.run(str)
+        with ResumableBatch(path, range(2)) as batch:
+            batch.run(limited_after(1, Limit(until)))
         clock.advance(5 * 3600 - 60)
         with ResumableBatch(path, range(2)) as batch:
             batch.run(str)
@@ -90,9 +133,8 @@ def test_a_clock_set_back_does_not_lengthen_a_stored_pause(tmp_path):
     """A parked batch waits for the length that was asked for, at the most."""
     with fake_clock() as clock:
         path = tmp_path / "r.jsonl"
-        limit = Limit.after(3600)
-        with ResumableBatch(path, range(2), guard=Quota(1, limit)) as batch:
-            batch.run(str)
+        with ResumableBatch(path, range(2)) as batch:
+            batch.run(limited_after(1, Limit.after(3600)))
         clock.set_wall(clock.instant - timedelta(days=30))
         with ResumableBatch(path, range(2), max_wait=3600.0) as batch:
             batch.run(str)

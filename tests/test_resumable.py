@@ -182,11 +182,14 @@ def test_run_and_map_drive_by_themselves(path):
     """Errors are booked, the rest goes on, and map gives every record."""
     evaluate, calls = make(path, fail=["c1"])
     summary = evaluate.run(CASES)
+    for _record in evaluate.map([{"id": "left"}, {"id": "early"}]):
+        break
+    assert evaluate.checkpoint.stats().stop_reason == "left"
     records = list(evaluate.map([*CASES, {"id": "new"}]))
 
     assert (summary.ok, summary.errors, summary.exit_code) == (4, 1, 1)
     assert [record.status for record in records] == ["ok", "error", "ok", "ok", "ok", "ok"]
-    assert calls == ["c0", "c1", "c2", "c3", "c4", "new"]
+    assert calls == ["c0", "c1", "c2", "c3", "c4", "left", "new"]
 
 
 def test_two_threads_that_ask_for_one_id_get_one_computation(path):

@@ -96,6 +96,7 @@ class ResumableBatch(Generic[T]):
         self._deferral: Deferral | None = None
         self._summary: Summary | None = None
         self._complete = False
+        self._reported = False
 
     # Life
 
@@ -113,7 +114,7 @@ class ResumableBatch(Generic[T]):
             raise
         self._run = Run(store, CLOCK.get(), self._settings.max_crashes)
         self._run.size = self._input.size
-        self._summary, self._complete = None, False
+        self._summary, self._complete, self._reported = None, False, False
 
         return self
 
@@ -145,9 +146,7 @@ class ResumableBatch(Generic[T]):
                 self._park(session, limit)
             self._seal(run, reason, quiet=error is not None and not own)
             session.read_on()
-            resume_at = session.resume_at
-            if isinstance(error, BatchStopped):
-                resume_at = error.summary.resume_at
+            resume_at = run.last_stop.summary.resume_at if run.last_stop else session.resume_at
             self._summary = run.summary(reason, resume_at)
         finally:
             self._run = self._session = None
@@ -155,7 +154,7 @@ class ResumableBatch(Generic[T]):
             if deferral is not None:
                 deferral.__exit__(None, None, None)
             self._close_checkpoint()
-        self._report(run, reason)
+        self._report(run, reason, self._summary)
         if deferral is not None:
             deferral.give_back()
 
@@ -171,8 +170,11 @@ class ResumableBatch(Generic[T]):
             # The exception that is on its way says more; an unsealed run is only opened with care.
             logger.exception("%s: the run could not be sealed", run.store.path)
 
-    def _report(self, run: Run, reason: StopReason | None) -> None:
-        """Say what is left and how to go on, where something is left."""
+    def _report(self, run: Run, reason: StopReason | None, summary: Summary) -> None:
+        """Say what is left and how to go on, where something is left; once."""
+        if self._reported:
+            return
+        self._reported = True
         path, unsaved = run.store.path, list(run.unsaved)
         if unsaved and reason is None:
             some = ", ".join(repr(id) for id in unsaved[:5]) + (", …" if len(unsaved) > 5 else "")
@@ -180,7 +182,7 @@ class ResumableBatch(Generic[T]):
                 "%s: %d handed out and never saved, so still pending: %s", path, len(unsaved), some
             )
         if reason is not None:
-            logger.warning("%s: %s; %s", path, self._summary, _advice(reason))
+            logger.warning("%s: %s; %s", path, summary, _advice(reason))
 
     def _reason(
         self, session: Session[T], error: BaseException | None
@@ -192,15 +194,17 @@ class ResumableBatch(Generic[T]):
         if error is not None:
             if limit_of(error) is not None:
                 return "limit", True
+            if isinstance(error, GeneratorExit):
+                return "left", False
             return ("failed" if isinstance(error, Exception) else "signal"), False
         if session.scheduler.stop_reason is not None:
             return session.scheduler.stop_reason, False
 
-        return (None if self._is_through(session.run) else "left"), False
+        return self._quiet_end(session.run), False
 
-    def _is_through(self, run: Run) -> bool:
-        """Tell whether a `with` that ends without any stop has come to its end."""
-        return self._complete or run.summary(None, None).pending == 0
+    def _quiet_end(self, run: Run) -> StopReason | None:
+        """Return why a `with` ends that nothing has stopped; None when it is at its end."""
+        return None if self._complete or run.summary(None, None).pending == 0 else "left"
 
     @staticmethod
     def _park(session: Session[T], limit: Limit) -> None:
@@ -249,7 +253,10 @@ class ResumableBatch(Generic[T]):
                 yield deferral
         finally:
             if deferral.received is not None:
+                # The signal may end the process, and nothing behind it would be reached.
                 session.run.seal("signal")
+                session.read_on()
+                self._report(session.run, "signal", session.run.summary("signal", None))
         deferral.give_back()
 
     # What happened
@@ -363,6 +370,7 @@ class ResumableBatch(Generic[T]):
             SerializationFailed, DurabilityUnknown, OSError: not an item's error; it is pending.
         """
         _, session = self._entered()
+        _check_callable(fn)
         with self._deferred(session):
             for _ in self._drive(session, fn):
                 continue
@@ -381,6 +389,7 @@ class ResumableBatch(Generic[T]):
             BatchStopped: the batch stopped early, after all records have been yielded.
         """
         run, session = self._entered()
+        _check_callable(fn)
         skipped: list[str] = []
         session.on_skip = skipped.append
 
@@ -437,6 +446,11 @@ def _attempting(session: Session[Any], entry: Entry) -> Iterator[Attempt]:
         session.settle(entry, attempt.outcome(None))
     finally:
         attempt.leave(token)
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        raise UsageError(f"run and map take a function of one item, not {fn!r}")
 
 
 def limit_of(error: BaseException) -> Limit | None:

@@ -11,6 +11,7 @@ from ._checkpoint import Checkpoint
 from ._errors import UsageError
 from ._ids import Key
 from ._input import Input
+from ._model import StopReason
 from ._run import Run
 from ._scheduler import Stop
 
@@ -21,10 +22,11 @@ class Calls(ResumableBatch[Any]):
     def __init__(self, checkpoint: Checkpoint, key: Key | None, settings: dict[str, Any]) -> None:
         super().__init__(checkpoint, iter(()), key=key, **settings)
 
-    def _is_through(self, run: Run) -> bool:
+    def _quiet_end(self, run: Run) -> StopReason | None:
         run.exhausted = True  # what was asked for is all there is
 
-        return True
+        # A stop that the caller has caught still stands, unless something was finished after it.
+        return run.last_stop.summary.stopped_by if run.last_stop else None
 
     @property
     def open_run(self) -> Run:

@@ -30,8 +30,8 @@ class Checkpoint:
     """One file of records.
 
     Nothing happens until it is entered or first used; then it is locked, read and open until
-    `close` (or the end of its `with`). Once closed, it can still be read: each access then looks
-    at the file as it is, without a lock.
+    `close` (or the end of its `with`). Once closed, it can still be read, without a lock: the
+    first access looks at the file as it then is, and `refresh()` looks again.
 
     Args:
         path: where the file is, or will be; its folder must exist.
@@ -166,7 +166,8 @@ class Checkpoint:
         if header.serializer != given:
             raise UsageError(
                 f"{self._path} was written with the serializer {header.serializer!r}, not "
-                f"{given!r}; pass serializer= to say that you trust it (the file's word alone is not enough)"
+                f"{given!r}; pass serializer= to say that you trust it (the file's word is "
+                "not enough)"
             )
 
     def _settle_config(self, journal: Journal[Ledger]) -> dict[str, Any] | None:
@@ -191,11 +192,17 @@ class Checkpoint:
         """
         with self._opening:
             self._drop_snapshot()
-            store, self._store = self._store, None
-            if store is not None:
-                if self._finalizer is not None:
-                    self._finalizer.detach()
+            store = self._store
+            if store is None:
+                return
+            try:
                 store.close()
+            finally:
+                # Still open only for a signal handler that has interrupted a save.
+                if not store.journal.is_open:
+                    self._store = None
+                    if self._finalizer is not None:
+                        self._finalizer.detach()
 
     def _drop_snapshot(self) -> None:
         snapshot, self._snapshot = self._snapshot, None
@@ -214,9 +221,10 @@ class Checkpoint:
             return self._opened().journal
         with self._opening:
             if self._snapshot is None:
-                self._snapshot = Snapshot(self._path, self._storage.files, Ledger)
-                weakref.finalize(self, self._snapshot.close)
-                self._check_serializer(self._snapshot.header)
+                snapshot = Snapshot(self._path, self._storage.files, Ledger)
+                weakref.finalize(self, snapshot.close)
+                self._check_serializer(snapshot.header)
+                self._snapshot = snapshot
 
             return self._snapshot
 

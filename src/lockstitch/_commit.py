@@ -124,7 +124,11 @@ class Committer(Generic[F]):
 
     @staticmethod
     def this_thread() -> int:
-        """Return what `owner` is set to while this thread holds the mutex."""
+        """Return what `owner` is set to while this thread holds the mutex.
+
+        Ask before taking the mutex: a signal handler may run at any call, and one that ran with
+        the mutex held and `owner` not yet set would wait for its own thread.
+        """
         return threading.get_ident()
 
     @property
@@ -139,13 +143,24 @@ class Committer(Generic[F]):
                 f"{self._path} was opened before a fork, and only the parent may use it; "
                 "return the results to the parent"
             )
+        self.check_free()
         if self.fd < 0:
-            raise UsageError(f"{self._path} is closed")
+            raise self.closed()
+
+    def check_free(self) -> None:
+        """Refuse a signal handler that has interrupted a commit: waiting for it would never end."""
         if self.owner == threading.get_ident() and self.mutex.locked():
             raise UsageError(
                 "the checkpoint was used by a signal handler that interrupted a save; "
                 "set a flag in the handler, and save outside of it"
             )
+
+    def closed(self) -> Exception:
+        """Return the error of a handle that has no file any more."""
+        if self.poison:
+            return DurabilityUnknown(self._path, (), self.poison)
+
+        return UsageError(f"{self._path} is closed")
 
     def check_writable(self) -> None:
         """As `check_mine`, and refuse a file whose state on the disk is unknown."""
@@ -177,8 +192,9 @@ class Committer(Generic[F]):
     def flush(self) -> None:
         """Return once everything appended so far is on the disk, whatever the policy."""
         self.check_writable()
+        me = self.this_thread()
         with self.mutex:
-            self.owner = self.this_thread()
+            self.owner = me
             try:
                 self.commit()
                 self._sync()
@@ -199,8 +215,9 @@ class Committer(Generic[F]):
             ticket.wake.acquire(timeout=_PATIENCE)
 
     def _lead(self, ticket: _Ticket) -> None:
+        me = self.this_thread()
         with self.mutex:
-            self.owner = self.this_thread()
+            self.owner = me
             try:
                 if not self._finished(ticket):
                     self.commit()
@@ -222,6 +239,8 @@ class Committer(Generic[F]):
         group = self._take_group()
         if self.poison:
             self._fail(DurabilityUnknown(self._path, (), self.poison))
+        elif self.fd < 0:  # closed by another thread while the caller was on its way here
+            self._fail(self.closed())
         elif group:
             self._write(group)
 
@@ -236,7 +255,7 @@ class Committer(Generic[F]):
             end += len(ticket.line)
             lines.append(ticket.line)
         try:
-            self._check_unchanged()
+            self.check_unchanged()
             self.state = self.state._replace(clean=False)
             write_all(self._files, self.fd, b"".join(lines))
         except (OSError, CheckpointDamaged) as error:
@@ -305,7 +324,8 @@ class Committer(Generic[F]):
 
         raise error from cause
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointDamaged`, and give the file up, if somebody else touched it."""
         status = self._files.stat(self.fd)
         end = self.state.end
         if status.st_nlink and status.st_size == end:
@@ -337,8 +357,9 @@ class Committer(Generic[F]):
             self._timer.start()
 
     def _sync_timed(self) -> None:
+        me = self.this_thread()
         with self.mutex:
-            self.owner = self.this_thread()
+            self.owner = me
             try:
                 self._timer = None
                 if self.fd >= 0 and not self.poison and not self.forked:
@@ -351,12 +372,16 @@ class Committer(Generic[F]):
 
     def _rescue(self, error: OSError, lines: list[bytes], done: int) -> None:
         """After a failed sync: put everything into a new file, or give up."""
+        # Until the copy is in place, and for good if an interrupt comes first: the next sync
+        # would succeed without the data being on the disk.
+        self.poison = f"a sync failed ({error})"
         try:
             self._rescue_by(lines)
         except (OSError, CheckpointDamaged) as again:
             self.give_up(f"a sync failed ({error}), and so did writing a copy ({again})", error)
         self.state = self.state._replace(done=done)
         self._applied = done
+        self.poison = ""
         logger.warning(
             "%s: a sync failed (%s); a complete copy was written and is used", self._path, error
         )

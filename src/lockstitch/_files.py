@@ -171,7 +171,7 @@ class SystemFiles:
         # The advice may be ignored (tmpfs, pages mapped by somebody). A read that must not wait
         # for the disk succeeds only where a page is still in memory.
         probe = bytearray(1)
-        for offset in range(0, size, _BLOCK):
+        for offset in (*range(0, size, _BLOCK), max(0, size - 1)):
             try:
                 if os.preadv(fd, [probe], offset, os.RWF_NOWAIT):
                     return False

@@ -67,6 +67,7 @@ class Journal(Generic[F]):
         self._start = 0
         self._files = storage.files
         self._lock = storage.lock(path)
+        self._held = False
         self._new_fold = fold
         self._commit: Committer[F] = Committer(storage.files, path, fsync, self._republish)
 
@@ -79,6 +80,11 @@ class Journal(Generic[F]):
     def size(self) -> int:
         """Bytes of the file, up to the end of its last record."""
         return self._commit.state.end
+
+    @property
+    def is_open(self) -> bool:
+        """True until `close` has freed the lock."""
+        return self._held
 
     @property
     def is_mine(self) -> bool:
@@ -96,9 +102,10 @@ class Journal(Generic[F]):
             CheckpointLocked, CheckpointDamaged, UsageError, OSError: the lock is free again.
         """
         self._lock.acquire()
+        self._held = True
         try:
             if fresh:
-                set_aside(self._files, self.path)
+                self._set_aside()
             self._open_locked(new_header)
         except BaseException:
             self._abandon()
@@ -120,6 +127,18 @@ class Journal(Generic[F]):
         contents = self._load(fd)
         self._adopt(fd, contents)
         self._mend(contents, proved=proved or (synced and contents.fold.sealed), synced=synced)
+
+    def _set_aside(self) -> None:
+        """Rename the old file, if there is one; a folder or a device is not ours to rename."""
+        try:
+            fd = self._files.open_read(self.path)
+        except FileNotFoundError:
+            return
+        try:
+            refuse_special(self._files, fd, self.path)
+        finally:
+            self._files.close(fd)
+        set_aside(self._files, self.path)
 
     def _open_existing(self) -> int:
         try:
@@ -222,10 +241,12 @@ class Journal(Generic[F]):
         """
         commit = self._commit
         commit.check_writable()
+        me = commit.this_thread()
         with commit.mutex:
-            commit.owner = commit.this_thread()
+            commit.owner = me
             try:
                 commit.commit()
+                commit.check_unchanged()  # what somebody else put there is not ours to replace
                 self._replace(keep, [], header or self.header)
             finally:
                 commit.owner = None
@@ -240,37 +261,53 @@ class Journal(Generic[F]):
         payloads = self._payloads(keep, extra)
         temporary = write_new(self._files, self.path, fresh, payloads, self._files.stat(commit.fd))
         try:
-            self._verify(temporary, count)
-            # Windows replaces no file that is open, so ours is closed for the moment.
-            self._files.close(commit.fd)
-            try:
-                self._files.replace(temporary, self.path)
-            finally:
-                commit.fd = self._reopen()
+            self._switch(temporary, self._verify(temporary, count))
         except BaseException:
             discard(self._files, temporary)
             raise
+
+    def _switch(self, temporary: str, contents: Contents[F]) -> None:
+        """Put the copy in the file's place and go on with it; an `OSError` leaves the old file.
+
+        Any other interruption leaves a handle that takes no more: with the old salt in the new
+        file, records would be acknowledged and no reader would ever believe them.
+        """
+        commit = self._commit
+        commit.poison = "the file was being replaced when something interrupted that"
+        # Windows replaces no file that is open, so ours is closed for the moment.
+        fd, commit.fd = commit.fd, -1
+        self._files.close(fd)
+        try:
+            self._files.replace(temporary, self.path)
+        except OSError:
+            commit.fd = self._reopen()
+            commit.poison = ""
+            raise
+        commit.fd = self._reopen()
         try:
             self._files.sync_directory(self.path)
         except OSError as error:
             commit.give_up(f"the name of the new file could not be synced ({error})", error)
-        self._adopt(commit.fd, self._load(commit.fd))
+        self._adopt(commit.fd, contents)
+        commit.poison = ""
 
     def _reopen(self) -> int:
         commit = self._commit
         try:
             return self._files.open_append(self.path)
         except OSError as error:
-            commit.fd = -1
             commit.give_up(f"the file could not be opened again ({error})", error)
 
-    def _verify(self, path: str, count: int) -> None:
+    def _verify(self, path: str, count: int) -> Contents[F]:
         fd = self._files.open_read(path)
         try:
-            if self._load(fd).scan.last != count:
-                raise damaged(path, Wrong(-1, 0, 0, 0, "the copy is not complete"))
+            contents = self._load(fd)
         finally:
             self._files.close(fd)
+        if contents.scan.last != count:
+            raise damaged(path, Wrong(-1, 0, 0, 0, "the copy is not complete"))
+
+        return contents
 
     def _payloads(self, keep: Keep, extra: list[bytes]) -> Iterator[bytes]:
         for offset, line in self._lines():
@@ -303,9 +340,12 @@ class Journal(Generic[F]):
         """
         commit = self._commit
         commit.check_mine()
+        me = commit.this_thread()
         with commit.mutex:
-            commit.owner = commit.this_thread()
+            commit.owner = me
             try:
+                if commit.fd < 0:  # given up, or closed by another thread a moment ago
+                    raise commit.closed()
                 offset = find(commit.fold)
 
                 return read_line(self._files, commit.fd, self.path, commit.salt, offset)
@@ -316,15 +356,17 @@ class Journal(Generic[F]):
         """Commit what is queued, sync, write `end` as the last record, sync, free the lock.
 
         The lock is free afterwards even if this raises. In a forked child, only the handle goes.
+
+        Raises:
+            UsageError: called by a signal handler that interrupted a save; nothing was closed.
         """
         commit = self._commit
-        if commit.fd < 0:
+        if commit.forked or not self._held:
+            self._held, commit.fd = False, -1
             return
-        if commit.forked:
-            commit.fd = -1
-            return
+        commit.check_free()
         try:
-            if not commit.poison:
+            if commit.fd >= 0 and not commit.poison:
                 commit.flush()
                 if end is not None:
                     commit.append(end, "", sync=False)
@@ -333,9 +375,14 @@ class Journal(Generic[F]):
             self._abandon()
 
     def _abandon(self) -> None:
-        fd = self._commit.release()
+        commit = self._commit
         try:
-            if fd >= 0:
-                self._files.close(fd)
+            # Under the mutex: a thread that is just saving must not find its file closed, and
+            # the number of it given to another file.
+            with commit.mutex:
+                fd = commit.release()
+                if fd >= 0:
+                    self._files.close(fd)
         finally:
+            self._held = False
             self._lock.release()

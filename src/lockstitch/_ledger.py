@@ -53,8 +53,9 @@ class Pause:
     reason: str
     scope: str
     at: datetime | None
-    #: Clock-independent length asked for, in seconds; None when it is unknown.
-    seconds: float | None
+    #: Who said so: a "response", a "guard" (which can be asked again), or a "retry" that is due
+    #: then (which holds up nothing else).
+    by: str
 
 
 @attrs.define
@@ -69,8 +70,8 @@ class Ledger:
     waited: dict[int, float] = attrs.Factory(dict)
     #: Pending items that failed and will be tried again: attempts used, offset of the last one.
     retries: dict[str, tuple[int, int]] = attrs.Factory(dict)
-    #: When the next attempt is due, where that is still ahead; aware UTC.
-    due: dict[str, datetime] = attrs.Factory(dict)
+    #: When the next attempt is due, and when that was decided; aware UTC.
+    due: dict[str, tuple[datetime, datetime]] = attrs.Factory(dict)
     #: What unfinished items stored for themselves, by offset.
     cursors: dict[str, int] = attrs.Factory(dict)
     steps: dict[str, dict[str, int]] = attrs.Factory(dict)
@@ -78,7 +79,7 @@ class Ledger:
     crashes: dict[str, int] = attrs.Factory(dict)
     #: Items that were running when a process died; each runs alone until it is finished.
     suspects: set[str] = attrs.Factory(set)
-    #: The config as the latest `run` line that brought one has it.
+    #: The config as the latest line that brought one has it.
     config: dict[str, Any] | None = None
     sealed: bool = False
     #: Bytes of the lines that say nothing any more, as far as that is cheap to know.
@@ -165,9 +166,8 @@ class Ledger:
                 self.runs[-1].open.pop(str(data["back"]), None)
             case "stop" if self.runs:
                 self.runs[-1].stop = str(data["stop"])
-            case "end" if self.runs and data["end"] == self.runs[-1].number:
-                self.runs[-1].end = str(data.get("reason", "complete"))
-                self.runs[-1].end_at = instant(data.get("at"))
+            case "end":
+                self._apply_end(data)
 
     def _apply_run(self, offset: int, data: dict[str, Any]) -> None:
         if self.runs and self.runs[-1].offset == offset:
@@ -178,12 +178,19 @@ class Ledger:
         if "config" in data:
             self.config = dict(data["config"])
 
+    def _apply_end(self, data: dict[str, Any]) -> None:
+        if self.runs and data["end"] == self.runs[-1].number:
+            self.runs[-1].end = str(data.get("reason", "complete"))
+            self.runs[-1].end_at = instant(data.get("at"))
+        if "config" in data:
+            self.config = dict(data["config"])
+
     def _apply_retry(self, offset: int, data: dict[str, Any]) -> None:
         id = str(data["retry"])
         self.retries[id] = int(data["attempt"]), offset
-        due = instant(data["due"])
-        if due is not None:
-            self.due[id] = due
+        due, at = instant(data["due"]), instant(data["at"])
+        if due is not None and at is not None:
+            self.due[id] = due, at
         if self.runs:
             self.runs[-1].open.pop(id, None)
 
@@ -194,7 +201,7 @@ class Ledger:
             str(said.get("reason", "")),
             str(said.get("scope", "")),
             instant(data.get("at")),
-            said.get("seconds"),
+            str(said.get("by", "response")),
         )
 
     # Asking
@@ -279,7 +286,7 @@ class Ledger:
 
     @property
     def pending_limit(self) -> Pause | None:
-        """The last limit, unless something was finished or waited out after it."""
+        """The last limit, unless it was waited out."""
         if not self.pauses:
             return None
         at = max(self.pauses)

@@ -53,7 +53,7 @@ class ResumableLoop(Generic[T]):
                 if not drawn:
                     raise UsageError(
                         f"{self._name} must yield once for each item it draws; "
-                        "it yielded without one"
+                        "it yielded twice, or before it drew one"
                     )
                 batch.save(drawn.pop(), result)
             # A loop that caught the stop itself ends here; the stop still counts.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
 from ._clock import CLOCK
 from ._errors import CheckpointDamaged
 from ._files import Files, discard, read_lines
-from ._frames import MAX_LINE, Scan, Wrong, strip_seal
+from ._frames import MAX_LINE, Scan, Wrong, strip_seal, unseal
 from ._journal import Storage
 from ._ledger import Ledger
 from ._publish import keep_aside, new_salt, write_new
@@ -42,10 +42,8 @@ class Verification:
         return not self.damage
 
     def __str__(self) -> str:
-        told = [
-            f"{self.path}: {self.items} items in {self.lines} lines, "
-            f"{'ok' if self.ok else 'DAMAGED'}"
-        ]
+        verdict = "ok" if self.ok else "DAMAGED"
+        told = [f"{self.path}: {self.items} items in {self.lines} lines, {verdict}"]
         told += [
             f"  line {wrong.line} (byte {wrong.start}): {wrong.reason}" for wrong in self.damage
         ]
@@ -59,18 +57,43 @@ class Verification:
 
 
 def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledger, list[bytes]]:
-    """Return what was found, the fold, and the lines that hold what they must."""
-    scan, ledger = Scan(salt=header.salt, proven=header.proven, start=start), Ledger()
-    good = []
-    for offset, line in scan.frames(read_lines(files, fd, start, MAX_LINE)):
+    """Return what was found, and the fold and the list of every intact line, in their order."""
+    scan = Scan(salt=header.salt, proven=header.proven, start=start)
+    intact: dict[int, bytes] = {}
+
+    def notice(lines: Iterable[bytes]) -> Iterator[bytes]:
+        # A line that stands in the wrong place is whole all the same: one that was moved to the
+        # top would otherwise cost all those that it has overtaken.
+        for line in lines:
+            found = unseal(line[:-1], header.salt)
+            if found is not None and line[-1:] == b"\n":
+                intact.setdefault(found[0], line)
+            yield line
+
+    for _ in scan.frames(notice(read_lines(files, fd, start, MAX_LINE))):
+        pass
+    ledger, good, offset = Ledger(), [], start
+    for _, line in sorted(intact.items()):
         try:
             ledger.apply(offset, line)
         except Malformed as error:
-            scan.wrong.append(Wrong(-1, scan.lines, offset, offset + len(line), f"{error}"))
+            scan.wrong.append(_place(files, fd, start, line, f"{error}"))
         else:
             good.append(line)
+            offset += len(line)
 
     return scan, ledger, good
+
+
+def _place(files: Files, fd: int, start: int, wanted: bytes, reason: str) -> Wrong:
+    """Return where in the file a line stands that proves itself and makes no sense."""
+    offset = start
+    for number, line in enumerate(read_lines(files, fd, start, MAX_LINE), start=2):
+        if line == wanted:
+            break
+        offset += len(line)
+
+    return Wrong(-1, number, offset, offset + len(wanted), reason)
 
 
 def _report(path: str, scan: Scan, ledger: Ledger, lines: int) -> Verification:
@@ -110,14 +133,25 @@ def repair(path: str, storage: Storage) -> Verification:
     try:
         fd = files.open_read(path)
         try:
-            return _repair_open(path, files, fd)
+            report, temporary = _repair_open(path, files, fd)
         finally:
-            files.close(fd)
+            files.close(fd)  # before the replace: Windows replaces no file that is open
+        if temporary is None:
+            return report
+        try:
+            files.replace(temporary, path)
+        except BaseException:
+            discard(files, temporary)
+            raise
+        files.sync_directory(path)
     finally:
         lock.release()
 
+    return report
 
-def _repair_open(path: str, files: Files, fd: int) -> Verification:
+
+def _repair_open(path: str, files: Files, fd: int) -> tuple[Verification, str | None]:
+    """Return the report, and the name of the file that is to take the place of this one."""
     refuse_special(files, fd, path)
     lost: list[Wrong] = []
     try:
@@ -129,18 +163,12 @@ def _repair_open(path: str, files: Files, fd: int) -> Verification:
     scan.wrong[:0] = lost
     report = _report(path, scan, ledger, len(good))
     if not scan.wrong:
-        return report
+        return report, None
     aside = keep_aside(files, fd, path, scan.wrong, "damaged", whole_lines=False)
     fresh = attrs.evolve(header, salt=new_salt(), proven=len(good))
     temporary = write_new(files, path, fresh, map(strip_seal, good), files.stat(fd))
-    try:
-        files.replace(temporary, path)
-    except BaseException:
-        discard(files, temporary)
-        raise
-    files.sync_directory(path)
 
-    return attrs.evolve(report, aside=aside)
+    return attrs.evolve(report, aside=aside), temporary
 
 
 def _rebuild_header(files: Files, fd: int, error: CheckpointDamaged) -> tuple[Header, int]:

@@ -241,8 +241,8 @@ class _Decorator:
         if len(parameters) != 1 and not callable(key):
             raise UsageError(
                 f"{fn.__qualname__} takes {len(parameters)} parameters; a resumable function "
-                "takes one item. For more (or for a method), pass key= a function of the same arguments that "
-                "returns the id"
+                "takes one item. For more (or for a method), pass key= a function of the "
+                "same arguments that returns the id"
             )
 
         return Resumable(fn, checkpoint, key, on_error, settings)
@@ -339,10 +339,10 @@ def resumable(
         raise UsageError(f'on_error= takes "raise" or "record", not {on_error!r}')
     if callable(checkpoint) and not isinstance(checkpoint, os.PathLike):
         raise UsageError('resumable takes a checkpoint first: @resumable("run.jsonl")')
-    try:
-        check_settings(**settings)
-    except TypeError as error:
-        raise UsageError(f"resumable: {error}") from None
+    unknown = settings.keys() - inspect.signature(check_settings).parameters.keys()
+    if unknown:
+        raise UsageError(f"resumable takes no argument {', '.join(sorted(unknown))}")
+    check_settings(**settings)
     key_function(key)
     store = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     arguments = store, key, on_error, {"redo": None, "retry": None, **settings}

@@ -52,6 +52,8 @@ class Run:
     since: int = attrs.field(init=False)
     #: The stops that this run has raised; its `with` catches these and no others.
     raised: list[BatchStopped] = attrs.field(init=False, factory=list)
+    #: The latest of them, while nothing has been finished since.
+    last_stop: BatchStopped | None = attrs.field(init=False, default=None)
     #: Items that the last run died in, as they were when this one was opened.
     in_doubt: frozenset[str] = attrs.field(init=False)
     suspects: set[str] = attrs.field(init=False)
@@ -98,6 +100,7 @@ class Run:
         with self._lock:
             self.by_status[status] += 1
             self.unsaved.pop(entry.id, None)
+            self.last_stop = None
 
     def retry(self, entry: Entry, error: ErrorInfo) -> None:
         """Write that an attempt failed and another will follow, at `entry.due`."""
@@ -133,9 +136,9 @@ class Run:
         if signal:
             self.store.stop(signal)
 
-    def pause(self, limit: Limit, until: float) -> None:
+    def pause(self, limit: Limit, until: float, by: str) -> None:
         """Write a limit that ends at `until` on the clock's timeline."""
-        self.store.pause(limit, self.clock.wall() + until - self.clock.now())
+        self.store.pause(limit, self.clock.wall() + until - self.clock.now(), by)
         self.waits += 1
 
     def resume(self, seconds: float) -> None:
@@ -147,7 +150,7 @@ class Run:
         """Write the end of the run, if it began; later calls do nothing."""
         if self.number and not self.sealed:
             self.write_stop()
-            self.store.seal(reason or "complete")
+            self.store.seal(reason or ("left" if self.unsaved else "complete"))
             self.sealed = True
 
     # Counting
@@ -163,6 +166,7 @@ class Run:
         """Return the exception that says why the batch stops here."""
         stop = BatchStopped(reason, self.summary(reason, resume_at))
         self.raised.append(stop)
+        self.last_stop = stop
 
         return stop
 

@@ -114,6 +114,8 @@ class Scheduler:
         #: The limit in force (or the one that parked the batch) and when it ends.
         self.limit: Limit | None = None
         self.resume_at: float | None = None
+        #: What parked the batch is only that the next retry is due later.
+        self.retry_parks = False
         self._rules = rules
         self._deadline = math.inf if rules.max_time is None else now + rules.max_time
         self._exhausted = False
@@ -180,6 +182,7 @@ class Scheduler:
             if due - now > self._rules.max_wait:
                 self.resume_at = due
                 self.limit = Limit(reason="the next retry is due then")
+                self.retry_parks = True
                 return self._stop_at(now, "limit")
 
         return Wait(due, "retry")

@@ -145,7 +145,7 @@ def _writes_json(module: ModuleType) -> bool:
     probe = {"a": [1, 2.5, "é", None, True]}
     try:
         return bool(json.loads(module.dumps(probe)) == probe)
-    except ValueError:  # JSON and Unicode errors are both of this kind
+    except (ValueError, TypeError):  # not JSON, not text, or a format that has no such values
         return False
 
 
@@ -159,6 +159,8 @@ class Codec:
         self._converter = converter if isinstance(converter, cattrs.Converter) else _converter()
         # Only our own JSON is known to hold no NaN, no newline and nothing but ASCII.
         self._strict = type(self.serializer) is JSONSerializer
+        # A module has shown that it writes JSON; of a user's own object there is only its word.
+        self._trusted = self._strict or isinstance(self.serializer, _Module)
         if result_type is not None and not self.serializer.is_json:
             raise UsageError(
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
@@ -174,16 +176,30 @@ class Codec:
             return b"null" if self.serializer.is_json else self._fragment(id, value)
         fragment = self._fragment(id, value)
         try:
-            back = self.decode_fragment(fragment)
-            same = bool(back == value)
+            back = self._read_back(fragment)
         except Exception as error:
             raise SerializationFailed(
                 id, "$", f"it cannot be read back ({type(error).__name__}: {error})"
             ) from error
-        if not same:
-            raise SerializationFailed(id, *_difference(value, back, self._type))
+        try:
+            difference = None if bool(back == value) else _difference(value, back, self._type)
+        except Exception as error:
+            raise SerializationFailed(
+                id,
+                "$",
+                f"it cannot be compared with what comes back ({type(error).__name__}: {error})",
+            ) from error
+        if difference is not None:
+            raise SerializationFailed(id, *difference)
 
         return fragment
+
+    def _read_back(self, fragment: bytes) -> Any:
+        # What is not known to be JSON goes the way that a reader will take, through the line.
+        if self._trusted:
+            return self.decode_fragment(fragment)
+
+        return self.decode(json.loads(fragment, parse_constant=_refuse_constant))
 
     def encode_plain(self, id: str, value: object) -> bytes:
         """As `encode`, for cursors and steps: without `result_type`."""
@@ -247,7 +263,12 @@ def _embeddable(id: str, data: bytes, name: str) -> bytes:
     if b"\n" in data or b"\r" in data:
         raise SerializationFailed(id, "$", f"{name}.dumps returned more than one line")
     if not data.isascii():
-        text = data.decode("utf-8", "surrogatepass")
+        try:
+            text = data.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise SerializationFailed(
+                id, "$", f"{name}.dumps returned no UTF-8 ({error})"
+            ) from None
         data = _ESCAPE.sub(lambda found: json.dumps(found[0])[1:-1], text).encode("ascii")
     if _NOT_A_NUMBER.search(data):
         try:
@@ -262,11 +283,15 @@ def _refuse_constant(constant: str) -> object:
     raise ValueError(f"{constant}, which JSON does not have")
 
 
-def _first_unfit(value: object, where: str = "$", depth: int = 0) -> tuple[str, str] | None:
+def _first_unfit(
+    value: object, where: str = "$", above: tuple[object, ...] = ()
+) -> tuple[str, str] | None:
     """Return path and reason of the first part that JSON cannot hold, for the error message."""
     if isinstance(value, float) and not math.isfinite(value):
         return where, f"{value} is not JSON; store None or a text instead"
-    if depth > 50:
+    if any(value is each for each in above):
+        return where, "it contains itself"
+    if len(above) > 50:
         return None
     parts: list[tuple[str, object]] = []
     if isinstance(value, Mapping):
@@ -282,7 +307,7 @@ def _first_unfit(value: object, where: str = "$", depth: int = 0) -> tuple[str, 
             for field in attrs.fields(cast(type[attrs.AttrsInstance], type(value)))
         ]
     for path, part in parts:
-        found = _first_unfit(part, path, depth + 1)
+        found = _first_unfit(part, path, (*above, value))
         if found is not None:
             return found
     if not parts and not isinstance(

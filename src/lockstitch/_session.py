@@ -52,21 +52,31 @@ class Session(Generic[T]):
         self.redo = redo
         self.scheduler = Scheduler(rules, run.started, consecutive=run.consecutive)
         self._paused_since: float | None = None
+        #: The limit that parks this pass is in the file.
         self._parked = False
+        #: Who set the limit in force; see `Pause`.
+        self._by = "response"
         self._resume_stored_limit()
 
     def _resume_stored_limit(self) -> None:
         """Take up the limit that an earlier run was stopped by, if it is not over."""
         stored = self.run.store.ledger.pending_limit
-        if stored is None or stored.until is None:
+        if stored is None or stored.until is None or stored.by == "retry":
             return
-        wall, now = self._clock.wall(), self._clock.now()
-        left = stored.until.timestamp() - wall
-        if stored.at is not None:  # a clock that was set back must not make the wait longer
-            left = min(left, stored.until.timestamp() - stored.at.timestamp())
+        if stored.by == "guard" and self._checks:
+            return  # a guard is the better witness: it is asked before the first item
+        left = self._left(stored.until, stored.at)
         if left > 0:
+            now = self._clock.now()
             limit = Limit(stored.until, reason=stored.reason, scope=stored.scope)
             self.scheduler.impose(limit, now + left, now)
+            self._parked = True  # it is in the file already
+
+    def _left(self, until: datetime, decided: datetime | None) -> float:
+        """Return the seconds to a stored moment; a clock set back does not make them more."""
+        left = until.timestamp() - self._clock.wall()
+
+        return left if decided is None else min(left, (until - decided).total_seconds())
 
     # Decisions
 
@@ -108,7 +118,7 @@ class Session(Generic[T]):
         self._paused_since = now
         until, limit = self.scheduler.resume_at, self.scheduler.limit
         if until is not None and limit is not None:
-            self.run.pause(limit, until)
+            self.run.pause(limit, until, self._by)
             logger.warning(
                 "%s: going on in %s, at %s",
                 limit if not limit.reason else f"limited ({limit.reason})",
@@ -127,7 +137,7 @@ class Session(Generic[T]):
         if self.scheduler.stop_reason == "limit" and until is not None and limit is not None:
             if not self._parked:
                 self.run.begin()
-                self.run.pause(limit, until)
+                self.run.pause(limit, until, "retry" if self.scheduler.retry_parks else self._by)
             self._parked = True
 
     def stopped(self) -> BatchStopped | None:
@@ -193,14 +203,14 @@ class Session(Generic[T]):
         if not again and id in ledger.retries:
             entry.used = ledger.retries[id][0]
             if id in ledger.due:
-                left = ledger.due[id].timestamp() - self._clock.wall()
-                entry.due = self._clock.now() + left if left > 0 else entry.due
+                entry.due = self._clock.now() + self._left(*ledger.due[id])
         self.scheduler.drawn(entry, self._clock.now())
 
     def _ask_guards(self) -> None:
         limits = ask(self._checks)
         for limit in limits:
             self.impose(limit)
+            self._by, self._parked = "guard", False
         if not limits:
             self.scheduler.passed()
 
@@ -250,6 +260,7 @@ class Session(Generic[T]):
         if outcome.limit is not None:
             self.run.back(entry)
             now = self._clock.now()
+            self._by, self._parked = "response", False
             self.scheduler.limited(entry, outcome.limit, self._end_of(outcome.limit, now), now)
             return False
         if outcome.error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -31,6 +32,9 @@ class Snapshot(Generic[F]):
         self._files = files
         self._new_fold = fold
         self._fd = -1
+        # Guards the descriptor: closed under a reader, its number may be another file by then.
+        # A lock that its thread may take again, for a signal handler that reads while it does.
+        self._mutex = threading.RLock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -45,9 +49,10 @@ class Snapshot(Generic[F]):
         except CheckpointDamaged:
             CLOCK.get().wait(queue.SimpleQueue[None](), _SECOND_LOOK)
             fd, contents = self._look()
-        self.close()
-        self._fd, self.header, self.fold = fd, contents.header, contents.fold
-        self.torn = contents.scan.size - contents.scan.end
+        with self._mutex:
+            self._close()
+            self._fd, self.header, self.fold = fd, contents.header, contents.fold
+            self.torn = contents.scan.size - contents.scan.end
 
     def _look(self) -> tuple[int, Contents[F]]:
         fd = self._files.open_read(self.path)
@@ -63,13 +68,18 @@ class Snapshot(Generic[F]):
 
     def read(self, find: Callable[[F], int]) -> dict[str, object]:
         """Return the record at the offset that `find` takes from the fold."""
-        if self._fd < 0:
-            raise UsageError(f"{self.path}: this snapshot is closed; refresh() opens it again")
+        with self._mutex:
+            if self._fd < 0:
+                raise UsageError(f"{self.path}: this snapshot is closed; refresh() opens it again")
 
-        return read_line(self._files, self._fd, self.path, self.header.salt, find(self.fold))
+            return read_line(self._files, self._fd, self.path, self.header.salt, find(self.fold))
 
     def close(self) -> None:
         """Free the file; idempotent."""
+        with self._mutex:
+            self._close()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._files.close(fd)

@@ -6,6 +6,7 @@ process that opened the checkpoint writes; workers return plain data.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,8 @@ from ._records import (
     value_payload,
 )
 from ._serializers import Codec
+
+logger = logging.getLogger("lockstitch")
 
 #: A compaction by itself, at open, only where it pays: more than half and more than 16 MiB dead.
 _COMPACT_ABOVE = 16 * 1024 * 1024
@@ -65,11 +68,12 @@ def boot_id() -> str:
 
 def get(source: Source, codec: Codec, id: str) -> Record:
     """Return the record of `id`; raises `KeyError`."""
-    offset = -1
+    run = 0
 
     def find(ledger: Ledger) -> int:
-        nonlocal offset
+        nonlocal run
         offset = ledger.offset(id)
+        run = ledger.run_at(offset)  # here, where no compaction can move the record
 
         return offset
 
@@ -81,7 +85,7 @@ def get(source: Source, codec: Codec, id: str) -> Record:
         result=codec.decode(data["result"]) if "result" in data else None,
         error=error_from(data.get("error")),
         attempt=int(str(data.get("attempt", 0))),
-        run=source.fold.run_at(offset),
+        run=run,
         seconds=float(str(data["seconds"])) if "seconds" in data else None,
         at=instant(data.get("at")),
     )
@@ -237,12 +241,13 @@ class Store:
 
         return number
 
-    def pause(self, limit: Limit, until: float | None) -> None:
-        """Keep a limit over restarts; `until` in seconds since 1970."""
+    def pause(self, limit: Limit, until: float, by: str) -> None:
+        """Keep a limit over restarts; `until` in seconds since 1970, `by` as in `Pause`."""
         said = {
-            "until": None if until is None else iso(until),
+            "until": iso(until),
             "reason": limit.reason,
             "scope": limit.scope,
+            "by": by,
         }
         self.journal.append(payload("pause", said, at=self._now()))
 
@@ -266,8 +271,9 @@ class Store:
     def close(self) -> None:
         """Free the checkpoint. A file that was written to ends with an `end` line."""
         end = None
-        if self.ledger.last >= 0 and not self.ledger.sealed:
-            end = payload("end", 0, reason="closed", at=self._now())
+        if (self.ledger.last >= 0 and not self.ledger.sealed) or self.new_config is not None:
+            # No run has come by to bring a changed config into the file: this line does.
+            end = payload("end", 0, reason="closed", at=self._now(), config=self.new_config)
         self.journal.close(end)
 
     def compact(self) -> None:
@@ -276,8 +282,12 @@ class Store:
 
     def compact_if_worth_it(self, size: int) -> None:
         """Compact when more than half of the file, and enough of it, says nothing any more."""
-        if self.ledger.dead > _COMPACT_ABOVE and self.ledger.dead * 2 > size:
+        if self.ledger.dead <= _COMPACT_ABOVE or self.ledger.dead * 2 <= size:
+            return
+        try:
             self.compact()
+        except OSError as error:  # it only saves space, and may well be refused for want of it
+            logger.warning("%s: it could not be compacted (%s)", self.path, error)
 
     def forget(self, ids: Iterable[str]) -> None:
         """Rewrite the file without anything about `ids`."""

@@ -265,7 +265,7 @@ class MemoryFiles(Files):
     def open_read(self, path: str) -> int:
         return self.open_append(path)
 
-    def create(self, path: str, mode: int) -> int:
+    def create(self, path: str, mode: int) -> int:  # noqa: ARG002 - nobody else is there
         if path in self._names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._names[path] = _MemoryFile()
@@ -292,7 +292,7 @@ class MemoryFiles(Files):
     def sync_directory(self, path: str) -> None:
         """Nothing to do: there is no disk."""
 
-    def drop_cache(self, fd: int, size: int) -> bool:
+    def drop_cache(self, fd: int, size: int) -> bool:  # noqa: ARG002 - there is no cache
         return True
 
     def stat(self, fd: int) -> os.stat_result:

@@ -15,6 +15,7 @@ from lockstitch._checkpoint import Checkpoint
 from lockstitch._errors import UsageError
 from lockstitch._files import discard
 from lockstitch._journal import current_storage
+
 from ._printing import complain, count, listed, say
 from ._stored import existing
 
@@ -70,9 +71,12 @@ def adopt(args: argparse.Namespace) -> int:
     rows = _csv_rows if args.file.lower().endswith(".csv") else _json_rows
     if not os.path.exists(args.file):  # before a checkpoint is made for nothing
         raise FileNotFoundError(None, "no such file", args.file)
-    new = Checkpoint.adopt(
-        args.checkpoint, rows(args.file, args.key), key=args.key, status=args.status
-    )
+    try:
+        new = Checkpoint.adopt(
+            args.checkpoint, rows(args.file, args.key), key=args.key, status=args.status
+        )
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{args.file} is not UTF-8: {error}") from None
     say(f"{os.path.realpath(args.checkpoint)}: took in {count(new, 'new record')} of {args.file}")
 
     return 0
@@ -105,7 +109,7 @@ def _csv_rows(path: str, key: str) -> Iterator[dict[str, str]]:
                     )
                 yield row
         except csv.Error as error:
-            raise BadInput(f"{path}, line {reader.line_num}: {error}") from None
+            raise BadInput(f"{path}, the row from line {reader.line_num + 1} on: {error}") from None
 
 
 def clean(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from lockstitch._ledger import Ledger
 from lockstitch._model import Record, duration
 from lockstitch._snapshot import Snapshot
 from lockstitch._store import records, stats
+
 from ._printing import count, listed, printable, say
 from ._stored import CODEC, snapshot
 

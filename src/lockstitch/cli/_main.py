@@ -20,6 +20,7 @@ from lockstitch._errors import (
     SerializationFailed,
     UsageError,
 )
+
 from . import _keeping, _looking, _run
 from ._arguments import add_policy_arguments
 from ._printing import complain, printable, warnings_shown

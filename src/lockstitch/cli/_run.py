@@ -27,6 +27,7 @@ from lockstitch._checkpoint import Checkpoint
 from lockstitch._errors import ConfigMismatch, RateLimited, UsageError
 from lockstitch._ids import as_id
 from lockstitch._model import Limit
+
 from ._arguments import errors_with
 from ._printing import complain
 
