@@ -42,7 +42,8 @@ class Checkpoint:
         fsync: True survives power loss. False survives the death of the process. A number of
             seconds (or a timedelta) survives the death of the process, and a power cut loses at
             most the records of the last so many seconds.
-        fresh: set an old file aside as `<path>.old-1` and begin anew.
+        fresh: set an old file aside as `<path>.old-1` and begin anew. Does nothing in a process
+            that `lockstitch supervise` has launched again (`LOCKSTITCH_RELAUNCH=1`).
         read_only: a snapshot: no lock, nothing written, works beside a live writer; `refresh()`
             looks again.
 
@@ -77,7 +78,8 @@ class Checkpoint:
         self._on_config_change = on_config_change
         self._codec = Codec(serializer, result_type)
         self._fsync = fsync if isinstance(fsync, bool) else to_seconds(fsync, "fsync")
-        self._fresh = bool(fresh)
+        # Launched again by `lockstitch supervise`: the first launch has begun anew already.
+        self._fresh = bool(fresh) and os.environ.get("LOCKSTITCH_RELAUNCH") != "1"
         self._read_only = bool(read_only)
         self._clock = CLOCK.get()
         self._storage = current_storage()
@@ -363,12 +365,14 @@ class Checkpoint:
         *,
         key: Key | None = None,
         status: str = "ok",
+        config: Mapping[str, Any] | None = None,
+        serializer: Serializer | Any = None,
         result_type: Any = None,
     ) -> int:
         """Take in results from before; return how many were new.
 
         Each row becomes the result of the id that `key` finds in it. Ids that the checkpoint has
-        already keep their record.
+        already keep their record. The other arguments are those of `Checkpoint`.
 
         Raises:
             UsageError: a row has no id. The rows before it have been taken in.
@@ -376,7 +380,9 @@ class Checkpoint:
         find = key_function(key)
         check_text(status, "status=")
         new = 0
-        with Checkpoint(path, fsync=False, result_type=result_type) as checkpoint:
+        with Checkpoint(
+            path, config=config, serializer=serializer, result_type=result_type, fsync=False
+        ) as checkpoint:
             for row in rows:
                 id = find(row)
                 if id not in checkpoint:

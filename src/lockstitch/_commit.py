@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, NamedTuple, NoReturn, TypeVar
 
-from ._errors import CheckpointDamaged, DurabilityUnknown, UsageError
+from ._errors import CheckpointDamaged, DurabilityUnknown, LockstitchError, UsageError
 from ._files import Files, write_all
 from ._frames import seal
 from ._reading import Fold
@@ -36,6 +36,8 @@ F = TypeVar("F", bound=Fold)
 
 #: A group of records is written in one call of at most this many bytes (or is one record).
 _GROUP = 1 << 20
+
+_FOREIGN = "Find out who writes to it; then open it again."
 
 #: Seconds a follower waits before it looks whether its leader is still there. It is woken long
 #: before; this only answers a leader that was interrupted.
@@ -95,6 +97,11 @@ class Committer(Generic[F]):
         self.proven = 0
         #: Why the file takes no more records; empty while it does.
         self.poison = ""
+        #: The reason is somebody else's hand, and not the disk.
+        self.foreign = False
+        #: What is being done that nobody can go on with if it is interrupted; empty otherwise.
+        #: Belongs to the mutex: other threads see it only when it was left behind.
+        self.midway = ""
         self._files = files
         self._path = path
         self._fsync = fsync
@@ -144,8 +151,6 @@ class Committer(Generic[F]):
                 "return the results to the parent"
             )
         self.check_free()
-        if self.fd < 0:
-            raise self.closed()
 
     def check_free(self) -> None:
         """Refuse a signal handler that has interrupted a commit: waiting for it would never end."""
@@ -155,18 +160,27 @@ class Committer(Generic[F]):
                 "set a flag in the handler, and save outside of it"
             )
 
-    def closed(self) -> Exception:
-        """Return the error of a handle that has no file any more."""
-        if self.poison:
-            return DurabilityUnknown(self._path, (), self.poison)
+    def refusal(self) -> LockstitchError:
+        """Return the error of a file that takes no more records."""
+        if self.foreign:
+            return CheckpointDamaged(self._path, 0, self.state.end, self.poison, _FOREIGN)
 
-        return UsageError(f"{self._path} is closed")
+        return DurabilityUnknown(self._path, (), self.poison)
+
+    def check_usable(self) -> None:
+        """Refuse a file that was closed, or whose state on the disk is unknown; mutex held."""
+        if self.midway:  # whoever was at it is not here any more
+            self.poison, self.midway = self.midway, ""
+        if self.poison:
+            raise self.refusal()
+        if self.fd < 0:
+            raise UsageError(f"{self._path} is closed")
 
     def check_writable(self) -> None:
         """As `check_mine`, and refuse a file whose state on the disk is unknown."""
         self.check_mine()
         if self.poison:
-            raise DurabilityUnknown(self._path, (), self.poison)
+            raise self.refusal()
 
     def append(self, payload: bytes, id: str, sync: bool) -> None:
         """Add one record; see `Journal.append`."""
@@ -182,8 +196,10 @@ class Committer(Generic[F]):
             raise ticket.error
 
     def append_now(self, payload: bytes) -> bool:
-        """Add one record without syncing; False when this thread is inside a commit already."""
-        if self.forked or self.fd < 0 or self.poison or self.owner == threading.get_ident():
+        """Add one record without syncing; False when a commit is under way."""
+        # Not even another thread's commit is waited for: a handler that is interrupted just after
+        # taking the mutex, and before it could sign as its owner, would wait for itself.
+        if self.forked or self.fd < 0 or self.poison or self.mutex.locked():
             return False
         self.append(payload, "", sync=False)
 
@@ -197,6 +213,7 @@ class Committer(Generic[F]):
             self.owner = me
             try:
                 self.commit()
+                self.check_usable()
                 self._sync()
             finally:
                 self.owner = None
@@ -233,15 +250,17 @@ class Committer(Generic[F]):
 
     def commit(self) -> None:
         """Write what is queued; sync it if one of the group asks for it. The mutex is held."""
+        try:
+            self.check_usable()
+        except LockstitchError as error:
+            self._take_group()
+            self._fail(error)
+            return
         if not self.state.clean:
             self._undo()
         self._settle()
         group = self._take_group()
-        if self.poison:
-            self._fail(DurabilityUnknown(self._path, (), self.poison))
-        elif self.fd < 0:  # closed by another thread while the caller was on its way here
-            self._fail(self.closed())
-        elif group:
+        if group:
             self._write(group)
 
     def _write(self, group: list[_Ticket]) -> None:
@@ -262,14 +281,19 @@ class Committer(Generic[F]):
             self._undo()
             self._fail(error)
             return
+        synced = False
         if self._fsync is True and any(ticket.sync for ticket in group):
             try:
                 self._files.sync(self.fd)
             except OSError as error:
                 self._rescue(error, lines, done)
                 return
-            self.proven = n
+            synced = True
         self.state = State(end, n, done, clean=True)  # the commit point
+        if synced:
+            # Not before it: a line that calls itself proven, written again after an interrupt,
+            # would be believed by nobody.
+            self.proven = n
         self._settle()
         if not isinstance(self._fsync, bool):
             self._sync_later(self._fsync)
@@ -312,7 +336,7 @@ class Committer(Generic[F]):
         """Give every ticket of the group its own copy of the error."""
         for ticket in self._group:
             if not self._finished(ticket):
-                ticket.error = _copy(error)
+                ticket.error = _copy(error, self._path)
         self._group = []
 
     def give_up(self, reason: str, cause: OSError) -> NoReturn:
@@ -336,9 +360,8 @@ class Committer(Generic[F]):
             else "was deleted or replaced"
         )
         self.poison = f"the file {what}: somebody else changed it while it was open"
-        raise CheckpointDamaged(
-            self._path, 0, end, self.poison, "Find out who writes to it; then open it again."
-        )
+        self.foreign = True
+        raise self.refusal()
 
     def _sync(self) -> None:
         if self.proven == self.state.n:
@@ -362,7 +385,7 @@ class Committer(Generic[F]):
             self.owner = me
             try:
                 self._timer = None
-                if self.fd >= 0 and not self.poison and not self.forked:
+                if self.fd >= 0 and not (self.poison or self.midway or self.forked):
                     self._sync()
             except DurabilityUnknown as error:
                 # Nobody waits here; the next save raises, because the file is given up.
@@ -374,22 +397,22 @@ class Committer(Generic[F]):
         """After a failed sync: put everything into a new file, or give up."""
         # Until the copy is in place, and for good if an interrupt comes first: the next sync
         # would succeed without the data being on the disk.
-        self.poison = f"a sync failed ({error})"
+        self.midway = f"a sync failed ({error})"
         try:
             self._rescue_by(lines)
         except (OSError, CheckpointDamaged) as again:
             self.give_up(f"a sync failed ({error}), and so did writing a copy ({again})", error)
         self.state = self.state._replace(done=done)
         self._applied = done
-        self.poison = ""
+        self.midway = ""
         logger.warning(
             "%s: a sync failed (%s); a complete copy was written and is used", self._path, error
         )
 
 
-def _copy(error: Exception) -> Exception:
+def _copy(error: Exception, path: str) -> Exception:
     # One exception raised in several threads would collect the tracebacks of all of them.
     if isinstance(error, OSError):
-        return type(error)(error.errno, error.strerror, error.filename)
+        return type(error)(error.errno, error.strerror, error.filename or path)
 
     return type(error)(*error.args)

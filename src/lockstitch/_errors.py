@@ -78,7 +78,8 @@ class CheckpointLocked(LockstitchError):
 class CheckpointDamaged(LockstitchError):
     """The bytes of a checkpoint are not what was written. The file was not changed.
 
-    `line` counts from 1, `offset` is in bytes from the start of the file.
+    `line` counts from 1 and is 0 where it is not known; `offset` is in bytes from the start of the
+    file.
     """
 
     def __init__(self, path: str, line: int, offset: int, reason: str, hint: str) -> None:
@@ -91,8 +92,10 @@ class CheckpointDamaged(LockstitchError):
         self.hint = hint
 
     def __str__(self) -> str:
+        line = f", line {self.line}" if self.line else ""
+
         return (
-            f"{self.path}, line {self.line} (byte {self.offset}): {self.reason}. "
+            f"{self.path}{line} (byte {self.offset}): {self.reason}. "
             f"Nothing was changed. {self.hint}"
         )
 
@@ -106,7 +109,7 @@ class ConfigMismatch(LockstitchError):
     def __init__(self, path: str, changes: Mapping[str, tuple[object, object]]) -> None:
         super().__init__(path, dict(changes))
         self.path = path
-        self.changes = dict(changes)
+        self.changes: dict[str, tuple[object, object]] = dict(changes)
 
     def __str__(self) -> str:
         lines = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in self.changes.items())

@@ -25,7 +25,7 @@ def as_id(value: object) -> str:
         UsageError: it is something else, empty, or longer than 4,096 characters.
     """
     if isinstance(value, str):
-        id = str(value) if type(value) is not str else value
+        id = str.__str__(value)  # what an enum of texts is equal to, not how it prints
     elif isinstance(value, int) and not isinstance(value, bool):
         id = str(int(value))
     elif isinstance(value, PurePath):

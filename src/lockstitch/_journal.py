@@ -21,7 +21,7 @@ from ._files import Files, SystemFiles, discard, read_lines
 from ._frames import MAX_LINE, Scan, Wrong, strip_seal
 from ._lock import Lock, RunLock
 from ._publish import create, keep_aside, new_salt, set_aside, write_new
-from ._reading import Contents, Fold, damaged, load, read_line, refuse_special
+from ._reading import Contents, Fold, damaged, load, load_header, read_line, refuse_special
 from ._records import Header
 
 logger = logging.getLogger("lockstitch")
@@ -63,7 +63,7 @@ class Journal(Generic[F]):
         self.path = path
         self.header: Header
         #: Bytes that a crash had left half-written and that opening has cut off.
-        self.torn = 0
+        self.torn: int = 0
         self._start = 0
         self._files = storage.files
         self._lock = storage.lock(path)
@@ -101,6 +101,8 @@ class Journal(Generic[F]):
         Raises:
             CheckpointLocked, CheckpointDamaged, UsageError, OSError: the lock is free again.
         """
+        if not fresh:
+            self._refuse_foreign()
         self._lock.acquire()
         self._held = True
         try:
@@ -110,6 +112,18 @@ class Journal(Generic[F]):
         except BaseException:
             self._abandon()
             raise
+
+    def _refuse_foreign(self) -> None:
+        """Leave no lock file beside what is no checkpoint of ours."""
+        try:
+            fd = self._files.open_read(self.path)
+        except FileNotFoundError:
+            return
+        try:
+            refuse_special(self._files, fd, self.path)
+            load_header(self._files, fd, self.path)
+        finally:
+            self._files.close(fd)
 
     def _open_locked(self, new_header: Callable[[], Header]) -> None:
         created = False
@@ -246,6 +260,7 @@ class Journal(Generic[F]):
             commit.owner = me
             try:
                 commit.commit()
+                commit.check_usable()
                 commit.check_unchanged()  # what somebody else put there is not ours to replace
                 self._replace(keep, [], header or self.header)
             finally:
@@ -273,7 +288,7 @@ class Journal(Generic[F]):
         file, records would be acknowledged and no reader would ever believe them.
         """
         commit = self._commit
-        commit.poison = "the file was being replaced when something interrupted that"
+        before, commit.midway = commit.midway, "the file was being replaced when it was interrupted"
         # Windows replaces no file that is open, so ours is closed for the moment.
         fd, commit.fd = commit.fd, -1
         self._files.close(fd)
@@ -281,7 +296,7 @@ class Journal(Generic[F]):
             self._files.replace(temporary, self.path)
         except OSError:
             commit.fd = self._reopen()
-            commit.poison = ""
+            commit.midway = before
             raise
         commit.fd = self._reopen()
         try:
@@ -289,7 +304,7 @@ class Journal(Generic[F]):
         except OSError as error:
             commit.give_up(f"the name of the new file could not be synced ({error})", error)
         self._adopt(commit.fd, contents)
-        commit.poison = ""
+        commit.midway = ""
 
     def _reopen(self) -> int:
         commit = self._commit
@@ -344,8 +359,8 @@ class Journal(Generic[F]):
         with commit.mutex:
             commit.owner = me
             try:
-                if commit.fd < 0:  # given up, or closed by another thread a moment ago
-                    raise commit.closed()
+                if commit.fd < 0:
+                    commit.check_usable()
                 offset = find(commit.fold)
 
                 return read_line(self._files, commit.fd, self.path, commit.salt, offset)
@@ -366,7 +381,7 @@ class Journal(Generic[F]):
             return
         commit.check_free()
         try:
-            if commit.fd >= 0 and not commit.poison:
+            if commit.fd >= 0 and not (commit.poison or commit.midway):
                 commit.flush()
                 if end is not None:
                     commit.append(end, "", sync=False)

@@ -85,6 +85,8 @@ class Ledger:
     #: Bytes of the lines that say nothing any more, as far as that is cheap to know.
     dead: int = 0
     last: int = -1
+    #: Where the last record of an item is.
+    last_item: int = -1
     #: Recorded seconds of all items, and how many told theirs; a redone item counts each time.
     seconds: float = 0.0
     timed: int = 0
@@ -126,6 +128,7 @@ class Ledger:
         if id in self.index:
             self.dead += size  # of the new one, which is near enough
         self.index[id] = offset << _STATUS_BITS | code
+        self.last_item = offset
         if self.runs and self.runs[-1].open.pop(id, None) is not None:
             self.dead += 64  # its `start` line
         # Most items have none of these, and most batches not one such item.
@@ -286,11 +289,11 @@ class Ledger:
 
     @property
     def pending_limit(self) -> Pause | None:
-        """The last limit, unless it was waited out."""
+        """The last limit, unless it was waited out, or something was finished after it."""
         if not self.pauses:
             return None
         at = max(self.pauses)
-        over = max(self.waited, default=-1) > at
+        over = max(self.waited, default=-1) > at or self.last_item > at
 
         return None if over else self.pauses[at]
 

@@ -59,41 +59,32 @@ class Verification:
 def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledger, list[bytes]]:
     """Return what was found, and the fold and the list of every intact line, in their order."""
     scan = Scan(salt=header.salt, proven=header.proven, start=start)
-    intact: dict[int, bytes] = {}
+    intact: dict[int, tuple[int, int, bytes]] = {}
 
     def notice(lines: Iterable[bytes]) -> Iterator[bytes]:
         # A line that stands in the wrong place is whole all the same: one that was moved to the
         # top would otherwise cost all those that it has overtaken.
-        for line in lines:
+        offset = start
+        for number, line in enumerate(lines, start=2):
             found = unseal(line[:-1], header.salt)
             if found is not None and line[-1:] == b"\n":
-                intact.setdefault(found[0], line)
+                intact.setdefault(found[0], (number, offset, line))
+            offset += len(line)
             yield line
 
     for _ in scan.frames(notice(read_lines(files, fd, start, MAX_LINE))):
         pass
-    ledger, good, offset = Ledger(), [], start
-    for _, line in sorted(intact.items()):
+    ledger, good, end = Ledger(), [], start
+    for _, (number, offset, line) in sorted(intact.items()):
         try:
-            ledger.apply(offset, line)
+            ledger.apply(end, line)
         except Malformed as error:
-            scan.wrong.append(_place(files, fd, start, line, f"{error}"))
+            scan.wrong.append(Wrong(-1, number, offset, offset + len(line), f"{error}"))
         else:
             good.append(line)
-            offset += len(line)
+            end += len(line)
 
     return scan, ledger, good
-
-
-def _place(files: Files, fd: int, start: int, wanted: bytes, reason: str) -> Wrong:
-    """Return where in the file a line stands that proves itself and makes no sense."""
-    offset = start
-    for number, line in enumerate(read_lines(files, fd, start, MAX_LINE), start=2):
-        if line == wanted:
-            break
-        offset += len(line)
-
-    return Wrong(-1, number, offset, offset + len(wanted), reason)
 
 
 def _report(path: str, scan: Scan, ledger: Ledger, lines: int) -> Verification:

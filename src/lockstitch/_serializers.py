@@ -19,6 +19,7 @@ from decimal import Decimal
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, Protocol, cast, runtime_checkable
+from uuid import UUID
 
 import attrs
 import cattrs
@@ -60,6 +61,8 @@ def _converter() -> cattrs.Converter:
         lambda cls: isinstance(cls, type) and issubclass(cls, PurePath),
         lambda value, cls: (Path if cls is PurePath else cls)(value),
     )
+    converter.register_unstructure_hook(UUID, str)
+    converter.register_structure_hook(UUID, lambda value, _: UUID(value))
     converter.register_unstructure_hook(Decimal, str)
     converter.register_structure_hook(Decimal, lambda value, _: Decimal(value))
     converter.register_unstructure_hook(timedelta, lambda value: value.total_seconds())
@@ -80,7 +83,7 @@ class JSONSerializer:
     is_json = True
 
     def __init__(self, converter: cattrs.Converter | None = None) -> None:
-        self.converter = _converter() if converter is None else converter
+        self.converter: cattrs.Converter = _converter() if converter is None else converter
         # Made once: json.dumps with separators builds an encoder at every call.
         self._encode = json.JSONEncoder(
             separators=(",", ":"), allow_nan=False, default=self.converter.unstructure
@@ -153,7 +156,7 @@ class Codec:
     """A serializer and a `result_type`, as the store uses them: fragments of JSON in and out."""
 
     def __init__(self, serializer: object, result_type: Any) -> None:
-        self.serializer = as_serializer(serializer)
+        self.serializer: Serializer = as_serializer(serializer)
         self._type = result_type
         converter = getattr(self.serializer, "converter", None)
         self._converter = converter if isinstance(converter, cattrs.Converter) else _converter()
@@ -239,7 +242,8 @@ class Codec:
                 id, "$", "it is nested too deeply, or contains itself"
             ) from error
         except Exception as error:
-            where, reason = _first_unfit(value) or ("$", f"{type(error).__name__}: {error}")
+            found = _first_unfit(value) if self.serializer.is_json else None
+            where, reason = found or ("$", f"{type(error).__name__}: {error}")
             raise SerializationFailed(id, where, reason) from error
         if not isinstance(data, bytes):
             raise SerializationFailed(
