@@ -388,6 +388,20 @@ def test_an_input_without_a_single_known_id_is_pointed_out(path, caplog):
     assert "has key= changed?" in caplog.text
 
 
+def test_an_enum_of_texts_is_named_by_its_text(path):
+    """An id is what the item is equal to, however it prints."""
+    import enum
+
+    class Kind(str, enum.Enum):  # noqa: UP042 - StrEnum prints its text; this one does not
+        A = "a"
+
+    with ResumableBatch(path, [Kind.A]) as batch:
+        batch.run(lambda _item: None)
+
+    assert Kind.A in batch.checkpoint
+    assert "a" in batch.checkpoint
+
+
 def test_a_plan_says_what_would_run(path):
     """plan() counts without running anything."""
     with ResumableBatch(path, CASES[:3], key="id") as batch:

@@ -29,8 +29,9 @@ ENV = {
     "PYTHONPATH": os.pathsep.join(
         [str(Path(lockstitch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     ),
-    "PYTHONUNBUFFERED": "1",
 }
+
+ENV.pop("PYTHONUNBUFFERED", None)  # what is buffered is what can still go wrong at the exit
 
 #: Stored text as somebody hostile would have it.
 EVIL = "\x1b]0;owned\x07\x9b31m\u202e\u2028\x7f\r\n"
@@ -146,8 +147,10 @@ class TestRun:
         assert statuses() == {"caf\udce9": "ok"}
 
     def test_commands_read_nothing(self):
-        """A command cannot eat the lines that are the items of others."""
-        done = cli("run", "c.jsonl", "--", "sh", "-c", "cat; echo $1", "sh", stdin=b"1\n2\n")
+        """A command finds its standard input empty, whatever that of `lockstitch` holds."""
+        Path("items").write_text("1\n2\n")
+        command = ("--", "sh", "-c", "cat; echo $1", "sh")
+        done = cli("run", "c.jsonl", "-a", "items", *command, stdin=b"not yours\n")
 
         assert done.stdout == "1\n2\n"
 
@@ -317,6 +320,23 @@ class TestWrongCalls:
             assert process.wait() == 141
             assert process.stderr.read() == b""
 
+    @pytest.mark.parametrize("verb", ["show", "export", "verify"])
+    def test_a_pipe_that_was_broken_before_is_quiet(self, verb):
+        """Nor does the command speak up when nobody has ever listened."""
+        save(a="ok")
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "lockstitch", verb, "c.jsonl"],
+            env=ENV,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        os.close(writer)
+
+        assert (done.returncode, done.stderr) == (141, b"")
+
     def test_help_and_version_exit_with_0(self):
         """Help of the command and of each verb names the exit codes and what is to be given."""
         assert "64 wrong call" in cli("--help").stdout
@@ -357,6 +377,11 @@ class TestShell:
 # Signals
 
 
+def deaf_to_nothing() -> None:
+    """Undo what a shell does to the jobs it starts in the background: they ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def start(*args: str, stdin: bytes = b""):
     """Start the command in a group of its own, as a terminal would."""
@@ -367,13 +392,17 @@ def start(*args: str, stdin: bytes = b""):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=None if os.name == "nt" else deaf_to_nothing,  # noqa: PLW1509 - no threads here
     )
     try:
         process.stdin.write(stdin)
         process.stdin.close()
         yield process
     finally:
-        process.kill()
+        if process.poll() is None and os.name != "nt":
+            process.send_signal(signal.SIGHUP)  # takes the running command along, as kill does not
+        elif process.poll() is None:
+            process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             stream.close()
@@ -391,16 +420,16 @@ posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and name
 
 @posix
 class TestSignals:
-    #: Says that it has begun, and goes on when somebody opens the gate.
-    COMMAND = ("--", "sh", "-c", "echo begun $1; read x < gate; echo ended $1", "sh")
+    #: Says that it has begun, and goes on when somebody opens the gate; a child of its own waits.
+    COMMAND = ("--", "sh", "-c", "echo begun $1; cat gate; echo ended $1", "sh")
 
     @pytest.fixture(autouse=True)
     def _gate(self):
         os.mkfifo("gate")
 
     def open_gate(self):
-        with open("gate", "wb") as gate:
-            gate.write(b"\n")
+        with open("gate", "wb"):  # returns once somebody reads; closing it lets them go on
+            pass
 
     def test_ctrl_c_lets_the_running_command_finish(self):
         """A Ctrl-C does not reach the running command; it finishes, is booked, and the run ends."""
@@ -446,6 +475,8 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT], ids=lambda n: n.name)
     def test_a_hangup_leaves_no_orphan(self, number):
         """The loss of the terminal kills the command at once, and books nothing."""
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            pytest.skip("under nohup a hangup is meant to be ignored")
         with start("run", "c.jsonl", *self.COMMAND, stdin=b"1\n2\n") as process:
             wait_for(process.stdout, b"begun 1")
             process.send_signal(number)
@@ -815,14 +846,15 @@ class TestClean:
             checkpoint.save("b")
         Path("c.jsonl.torn-20300101T000000.000Z-abcd").touch()
         Path("c.jsonl.damaged-20300101T000000.000Z-abcd").touch()
-        Path("c.jsonl.tmp-123-0123abcd").touch()
+        Path(self.LEFTOVER).touch()
 
+    LEFTOVER = "c.jsonl.tmp-123-0123abcd"
     ASIDE = frozenset(
         {
             "c.jsonl.old-1",
             "c.jsonl.torn-20300101T000000.000Z-abcd",
             "c.jsonl.damaged-20300101T000000.000Z-abcd",
-            "c.jsonl.tmp-123-0123abcd",
+            LEFTOVER,
             "c.jsonl.lock",
         }
     )
@@ -835,6 +867,7 @@ class TestClean:
         assert done.returncode == 1
         assert {Path(line.strip()).name for line in done.stdout.splitlines()[:-1]} == self.ASIDE
         assert set(os.listdir()) == before
+        os.unlink(self.LEFTOVER)
 
     @pytest.mark.parametrize(("options", "answer"), [((), b"yes\n"), (("--yes",), b"")])
     def test_it_deletes_what_lockstitch_left(self, options, answer):

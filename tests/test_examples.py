@@ -17,6 +17,7 @@ import sysconfig
 import time
 import tokenize
 import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -427,7 +428,7 @@ def test_the_guard_holds_the_batch_back_until_its_file_is_gone(tmp_path, batch):
 
     assert code == 2
     assert out == "limited until 2099-01-01 00:00:00 UTC (deployment); run this again then\n"
-    assert err == ""
+    assert "1 pending" in err
     assert times_run(tmp_path, "a") == 0
 
     status.unlink()
@@ -446,7 +447,7 @@ def test_a_limit_that_comes_up_midway_parks_the_batch(tmp_path, batch):
     code, out, _ = e2e(tmp_path, *arguments)
 
     assert code == 2
-    assert "1 pending · stopped by limit until" in out
+    assert out.splitlines()[-1].endswith("UTC (quota); run this again then")
     assert statuses(tmp_path / "e2e.jsonl") == {"first": "pass"}
 
     codes = [code]
@@ -601,3 +602,100 @@ def test_cleanup_refuses_while_the_batch_runs(tmp_path, batch):
     assert (code, out) == (64, "")
     assert "in use by pid" in err
     assert times_run(tmp_path, "a") == 1
+
+
+# Several tests at a time
+
+#: Passes once all four of them run, and never before.
+MEETS = (
+    "import os, pathlib, sys, time\n"
+    "pathlib.Path(f'here-{os.getpid()}').touch()\n"
+    "while len(list(pathlib.Path().glob('here-*'))) < 4: time.sleep(0.01)\n"
+)
+
+
+def all_ready(folder, names):
+    """Tell whether all these tests have said that they run."""
+    return all(ready(folder, name) for name in names)
+
+
+@posix_only
+def test_concurrency_runs_so_many_tests_at_a_time(tmp_path, batch):
+    """Tests that need each other meet; the answers are those of any order, a line for each."""
+    manifest = batch(a=MEETS, b=MEETS + FAIL, c=MEETS, d=MEETS)
+    code, out, _ = e2e(tmp_path, manifest, "--concurrency=4")
+
+    expected = {"a": "pass", "b": "fail", "c": "pass", "d": "pass"}
+    assert code == 1
+    assert statuses(tmp_path / "e2e.jsonl") == expected
+    told = re.findall(r"^(pass|fail) +(\w)  \d+\.\d s$", out, re.MULTILINE)
+    assert sorted((name, status) for status, name in told) == sorted(expected.items())
+
+    code, out, _ = e2e(tmp_path, manifest, "--concurrency=2")
+    assert code == 1
+    assert not re.search(r"^pass", out, re.MULTILINE)
+    assert [times_run(tmp_path, name) for name in "abcd"] == [1, 1, 1, 1]
+
+
+@posix_only
+def test_tests_that_run_at_once_do_not_write_into_each_others_lines(tmp_path, batch):
+    """Each log has its own test's lines, all of them, whole and in order."""
+    writes = "for number in range(300): print(number, '{}' * 200, flush=number % 7 == 0)"
+    e2e(tmp_path, batch(**{name: writes.format(name) for name in "abcd"}), "--concurrency=4")
+
+    for name in "abcd":
+        lines = [LOG_LINE.fullmatch(line) for line in log(tmp_path, name).splitlines()]
+        assert {line[2] for line in lines} == {name}
+        texts = [line[0].rpartition(" | ")[2] for line in lines[-301:]]
+        assert texts == [f"{number} {name * 200}" for number in range(300)] + ["exit code 0"]
+
+
+@posix_only
+def test_ctrl_c_lets_all_running_tests_finish(tmp_path, batch):
+    """Each of them gets its answer, none of them "fail"; what had not begun does not begin."""
+    manifest = batch(a=LASTS, b=LASTS, c=LASTS, d=LASTS, next=PASS)
+    process = start("e2e_batch.py", tmp_path, manifest, "--concurrency=4")
+    wait_until(lambda: all_ready(tmp_path, "abcd"), process)
+    os.killpg(process.pid, signal.SIGINT)
+    told(process, "finishing 4 items")
+    (tmp_path / "go").touch()
+    process.communicate(timeout=30)
+
+    assert process.returncode == -signal.SIGINT
+    assert statuses(tmp_path / "e2e.jsonl") == dict.fromkeys("abcd", "pass")
+    assert times_run(tmp_path, "next") == 0
+
+
+@posix_only
+def test_a_second_ctrl_c_kills_all_running_tests_and_leaves_them_pending(tmp_path, batch):
+    """No thread's test is left behind as a process, and none is booked; the next start runs all."""
+    manifest = batch(a=LASTS, b=LASTS, c=LASTS, d=LASTS)
+    process = start("e2e_batch.py", tmp_path, manifest, "--concurrency=4")
+    wait_until(lambda: all_ready(tmp_path, "abcd"), process)
+    pids = [ready(tmp_path, name) for name in "abcd"]
+    os.killpg(process.pid, signal.SIGINT)
+    told(process, "finishing 4 items")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+
+    assert process.returncode == -signal.SIGINT
+    assert not any(alive(pid) for pid in pids)
+    assert recorded(tmp_path / "e2e.jsonl") == []
+
+    (tmp_path / "go").touch()
+    assert e2e(tmp_path, manifest, "--concurrency=4")[0] == 0
+
+
+@posix_only
+def test_a_limit_within_max_wait_is_waited_for(tmp_path, batch):
+    """With --max-wait the same start goes on when the time in the status file has come."""
+    resume_at = datetime.now(UTC) + timedelta(seconds=3)
+    (tmp_path / "status.json").write_text(
+        json.dumps({"resume_at": resume_at.isoformat(), "reason": "deployment"})
+    )
+    code, out, err = e2e(tmp_path, batch(a=PASS), "--status-file=status.json", "--max-wait=30")
+
+    assert code == 0
+    assert "deployment" in err
+    assert "1 done" in out
+    assert datetime.now(UTC) > resume_at

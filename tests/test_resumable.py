@@ -336,8 +336,9 @@ def two(item, mode):
     return item
 
 
-async def asynchronous(item):
-    return item
+async def asynchronous(items):
+    for item in items:
+        yield item
 
 
 def generator_of_two(items, mode):

@@ -26,8 +26,10 @@ def failure(attempt=1):
 class Driver:
     """Feeds a scheduler with named items and writes down what it decides."""
 
-    def __init__(self, items, **rules):
+    def __init__(self, items, slots=1, affinity=False, **rules):
         self.scheduler = Scheduler(Rules(**rules), 0.0)
+        self.scheduler.slots = slots
+        self.scheduler.affinity = affinity
         self.items = [Entry(each, each) if isinstance(each, str) else each for each in items]
         self.now = 0.0
 
@@ -191,6 +193,16 @@ def test_an_unknown_end_is_waited_for_in_doubling_steps():
         driver.now = decision.until
 
     assert waits == [UNKNOWN_WAIT, 2 * UNKNOWN_WAIT, 4 * UNKNOWN_WAIT]
+
+
+@pytest.mark.parametrize(("end", "waits"), [(None, 60.0), (0.5, 1.0)])
+def test_a_burst_of_limits_is_one_limit(end, waits):
+    """Fifty items that meet the same limit at once do not double its wait fifty times."""
+    driver = Driver([f"i{n}" for n in range(50)], slots=50)
+    for entry in [driver.run() for _ in range(50)]:
+        driver.scheduler.limited(entry, Limit(), end, 0.0)
+
+    assert driver.decide() == Wait(waits, "limit")
 
 
 def test_what_runs_is_finished_before_a_parked_batch_stops():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
 import attrs
 
-from ._errors import BatchStopped, DurabilityUnknown, RateLimited, SerializationFailed, UsageError
+from ._errors import BatchStopped, DurabilityUnknown, SerializationFailed, UsageError
 from ._model import ErrorInfo, Limit
 from ._run import Run
 from ._scheduler import Entry
@@ -34,6 +34,8 @@ class Outcome:
     exception: BaseException | None = None
     limit: Limit | None = None
     fatal: BaseException | None = None
+    #: It was called off; nobody forgot to save.
+    cancelled: bool = False
     seconds: float = 0.0
 
 
@@ -89,6 +91,11 @@ class Attempt:
         return self._status is not None
 
     @property
+    def status(self) -> str | None:
+        """The status it was saved with; None while it is not."""
+        return self._status
+
+    @property
     def seconds(self) -> float:
         """Seconds since the attempt began."""
         return self._run.clock.now() - self._since
@@ -125,6 +132,30 @@ class Attempt:
         except KeyError:
             result = fn(*args, **kwargs)
         self._write(lambda: self._run.store.save_step(self.id, name, result))
+
+        return result
+
+    async def asave(self, result: Any = None, *, status: str = "ok") -> None:
+        """As `save`, without blocking the event loop."""
+        await _in_thread(lambda: self.save(result, status=status))
+
+    async def asave_cursor(self, value: Any) -> None:
+        """As `save_cursor`, without blocking the event loop."""
+        await _in_thread(lambda: self.save_cursor(value))
+
+    async def astep(
+        self, name: str, fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As `step`, for a coroutine function, without blocking the event loop."""
+        self._refuse_saved("step")
+        check_text(name, "astep(name, …)")
+        try:
+            return self._run.store.step(self.id, name)  # type: ignore[no-any-return] # as stored
+        except KeyError:
+            result = await fn(*args, **kwargs)
+        await _in_thread(
+            lambda: self._write(lambda: self._run.store.save_step(self.id, name, result))
+        )
 
         return result
 
@@ -169,8 +200,9 @@ class Attempt:
             return Outcome(fatal=exception)
         if self.saved:  # it has its record: what comes after is the caller's own
             return Outcome(self._status, fatal=exception)
-        if isinstance(exception, RateLimited):
-            return Outcome(limit=exception.limit)
+        limit = Limit.from_exception(exception)
+        if limit is not None:
+            return Outcome(limit=limit, seconds=self.seconds)
 
         return Outcome(
             error=ErrorInfo.from_exception(exception), exception=exception, seconds=self.seconds
@@ -198,6 +230,18 @@ class Attempt:
     def leave(token: contextvars.Token[Attempt | None]) -> None:
         """Undo `enter`."""
         _CURRENT.reset(token)
+
+
+async def _in_thread(write: Callable[[], None]) -> None:
+    """Write without blocking the event loop; a cancellation waits until it is written."""
+    import asyncio  # noqa: PLC0415 - who does not use asyncio does not pay for it
+
+    writing = asyncio.ensure_future(asyncio.to_thread(write))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
 
 
 def current_attempt() -> Attempt | None:

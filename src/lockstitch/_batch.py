@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from ._attempt import Attempt
+from ._attempting import Attempting
 from ._checkpoint import Checkpoint, opened
 from ._clock import CLOCK
-from ._errors import BatchStopped, LockstitchError, RateLimited, UsageError
+from ._errors import BatchStopped, LockstitchError, UsageError
+from ._executors import drive, hire
 from ._guard import Guards
 from ._ids import Key
 from ._input import Input, Redo, redo_test
 from ._model import ErrorInfo, Limit, Plan, Record, StopReason, Summary
 from ._plan import plan
+from ._progress import ShowProgress
 from ._retry import RetryPolicy
 from ._run import Run
-from ._scheduler import Entry, Stop
+from ._scheduler import Entry
 from ._session import Session
-from ._settings import check_settings
+from ._settings import check_count, check_settings
 from ._signals import Deferral, tell
 from ._store import Store, get
 
@@ -54,6 +65,9 @@ class ResumableBatch(Generic[T]):
         max_time: seconds after which nothing more is handed out.
         max_consecutive_errors: stop after so many errors booked in a row.
         max_crashes: set an item aside that took the process with it so often.
+        progress: True for a bar (tqdm, extra `progress`) or, without a terminal, a line now and
+            then; "auto" for the same without an error where tqdm is missing; or a function that is
+            called with each `Progress`.
         handle_signals: False leaves SIGINT and SIGTERM alone.
 
     Raises:
@@ -73,6 +87,7 @@ class ResumableBatch(Generic[T]):
         max_time: float | timedelta | None = None,
         max_consecutive_errors: int | None = None,
         max_crashes: int = 3,
+        progress: ShowProgress = False,
         handle_signals: bool = True,
     ) -> None:
         self._settings = check_settings(
@@ -83,11 +98,12 @@ class ResumableBatch(Generic[T]):
             max_time=max_time,
             max_consecutive_errors=max_consecutive_errors,
             max_crashes=max_crashes,
+            progress=progress,
             handle_signals=handle_signals,
         )
         self._input: Input[T] = Input(items, key)
         #: The store; open within the `with`, readable afterwards.
-        self.checkpoint = (
+        self.checkpoint: Checkpoint = (
             checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
         )
         self._owns_checkpoint = False
@@ -142,7 +158,7 @@ class ResumableBatch(Generic[T]):
         reason, own = self._reason(session, error)
         deferral, self._deferral = self._deferral, None
         try:
-            if own and error is not None and (limit := limit_of(error)) is not None:
+            if own and error is not None and (limit := Limit.from_exception(error)) is not None:
                 self._park(session, limit)
             self._seal(run, reason, quiet=error is not None and not own)
             session.read_on()
@@ -192,7 +208,7 @@ class ResumableBatch(Generic[T]):
             # Of this batch only: a nested one's stop is the caller's to see.
             return (error.reason, True) if error in session.run.raised else ("failed", False)  # type: ignore[return-value]
         if error is not None:
-            if limit_of(error) is not None:
+            if Limit.from_exception(error) is not None:
                 return "limit", True
             if isinstance(error, GeneratorExit):
                 return "left", False
@@ -232,7 +248,9 @@ class ResumableBatch(Generic[T]):
             lambda id: get(store.journal, store.codec, id),
         )
 
-        return Session(run, input, self._settings.rules, self._settings.checks, redo)
+        settings = self._settings
+
+        return Session(run, input, settings.rules, settings.checks, redo, settings.report)
 
     def _defer(self, session: Session[Any]) -> Deferral:
         def on_stop(name: str) -> None:
@@ -296,19 +314,34 @@ class ResumableBatch(Generic[T]):
             BatchStopped: a limit, a signal or a rule stops the batch; its `with` catches it.
         """
         _, session = self._entered()
+        self._defer_until_exit(session)
+        while (entry := session.hand_out()) is not None:
+            yield entry.item
+        self._complete = session.scheduler.stop_reason is None
+        if (stopped := session.stopped()) is not None:
+            raise stopped
+
+    def _defer_until_exit(self, session: Session[Any]) -> None:
+        """In a loop the work lies between the steps: defer signals until the `with` ends."""
         if self._settings.handle_signals and self._deferral is None:
             self._deferral = self._defer(session).__enter__()
-        while True:
-            for entry in list(session.scheduler.in_flight.values()):
-                session.leave(entry)  # not saved before the next one was asked for
-            entry_or_stop = session.next_entry()
-            if isinstance(entry_or_stop, Stop):
-                self._complete = entry_or_stop.reason is None
-                if (stopped := session.stopped()) is not None:
-                    raise stopped
-                return
-            session.start(entry_or_stop)
-            yield entry_or_stop.item
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """As `__iter__`, without blocking the event loop while it waits or writes.
+
+        Raises:
+            BatchStopped: a limit, a signal or a rule stops the batch; its `with` catches it.
+        """
+        from ._async import in_order  # noqa: PLC0415 - paid for by who uses asyncio
+
+        _, session = self._entered()
+        self._defer_until_exit(session)
+        async with contextlib.aclosing(in_order(session)) as entries:
+            async for entry in entries:
+                yield entry.item
+        self._complete = session.scheduler.stop_reason is None
+        if (stopped := session.stopped()) is not None:
+            raise stopped
 
     def save(self, item: T, result: Any = None, *, status: str = "ok") -> None:
         """Store the record of an item that was handed out. Once this returns, it is done.
@@ -322,6 +355,13 @@ class ResumableBatch(Generic[T]):
         attempt.save(result, status=status)
         session.settle(entry, attempt.outcome(None))
 
+    async def asave(self, item: T, result: Any = None, *, status: str = "ok") -> None:
+        """As `save`, without blocking the event loop."""
+        entry, session = self._handed_out(item)
+        attempt = session.attempts[entry.id]
+        await attempt.asave(result, status=status)
+        session.settle(entry, attempt.outcome(None))
+
     def fail(self, item: T, error: BaseException) -> None:
         """Book `error` as the record of an item that was handed out.
 
@@ -333,8 +373,8 @@ class ResumableBatch(Generic[T]):
         entry, session = self._handed_out(item)
         session.book(entry, ErrorInfo.from_exception(error), session.attempts[entry.id].seconds)
 
-    def attempt(self, item: T) -> AbstractContextManager[Attempt]:
-        """Return the `with` around the work on one item.
+    def attempt(self, item: T) -> Attempting:
+        """Return the `with` (or `async with`) around the work on one item.
 
         An exception inside is booked (or tried again, as `retry` says), and the loop goes on.
 
@@ -343,7 +383,7 @@ class ResumableBatch(Generic[T]):
         """
         entry, session = self._handed_out(item)
 
-        return _attempting(session, entry)
+        return Attempting(session, entry)
 
     def _handed_out(self, item: T) -> tuple[Entry, Session[T]]:
         run, session = self._entered()
@@ -361,60 +401,117 @@ class ResumableBatch(Generic[T]):
 
     # Driving
 
-    def run(self, fn: Callable[[T], Any]) -> Summary:
+    def run(
+        self, fn: Callable[[T], Any], *, concurrency: int = 1, affinity: bool = False
+    ) -> Summary:
         """Call `fn` with every pending item, and store what it returns.
 
         An exception of `fn` is booked as the item's error, and the rest goes on.
+
+        Args:
+            fn: works on one item. With `concurrency`, it is called in several threads at once.
+            concurrency: how many items are worked on at a time, each in a thread of its own; 1 is
+                the caller's thread.
+            affinity: send an id to the same thread in every run with the same `concurrency`.
 
         Raises:
             SerializationFailed, DurabilityUnknown, OSError: not an item's error; it is pending.
         """
         _, session = self._entered()
-        _check_callable(fn)
         with self._deferred(session):
-            for _ in self._drive(session, fn):
+            for _ in self._driven(session, fn, concurrency, affinity=affinity):
                 continue
-
         session.read_on()
 
         return session.run.summary(session.scheduler.stop_reason, session.resume_at)
 
-    def map(self, fn: Callable[[T], Any]) -> Iterator[Record]:
+    def map(
+        self, fn: Callable[[T], Any], *, concurrency: int = 1, affinity: bool = False
+    ) -> Iterator[Record]:
         """Yield every item's record: those that are stored, and the new ones as they finish.
 
-        A record is stored when its item finishes, not when it is asked for. With a generator as
-        input, stored records come when their item is drawn.
+        A record is stored when its item finishes, not when it is asked for, and no more than
+        `concurrency` items are ahead of the caller. Closing it lets what runs finish. With a
+        generator as input, stored records come when their item is drawn. Arguments as for `run`.
 
         Raises:
             BatchStopped: the batch stopped early, after all records have been yielded.
         """
         run, session = self._entered()
-        _check_callable(fn)
         skipped: list[str] = []
         session.on_skip = skipped.append
 
-        def stored() -> Iterator[Record]:
-            while skipped:
-                yield get(run.store.journal, run.store.codec, skipped.pop(0))
-
         with self._deferred(session):
-            for id in self._drive(session, fn):
-                yield from stored()
-                yield get(run.store.journal, run.store.codec, id)
-            yield from stored()
+            driven = self._driven(session, fn, concurrency, affinity=affinity)
+            with contextlib.closing(driven):
+                for id in driven:
+                    for each in _taken(skipped, id):
+                        yield get(run.store.journal, run.store.codec, each)
+            for each in _taken(skipped):
+                yield get(run.store.journal, run.store.codec, each)
         if (stopped := session.stopped()) is not None:
             raise stopped
 
-    def _drive(self, session: Session[Any], fn: Callable[[Any], Any]) -> Iterator[str]:
-        """Work on one item after the other; yield the id of each that gets its record."""
-        while True:
-            entry = session.next_entry()
-            if isinstance(entry, Stop):
-                self._complete = entry.reason is None
-                return
-            attempt = session.start(entry)
-            if session.settle(entry, attempt.work(lambda entry=entry: fn(entry.item))):  # type: ignore[misc]
-                yield entry.id
+    def _driven(
+        self, session: Session[T], fn: Callable[[T], Any], concurrency: int, *, affinity: bool
+    ) -> Generator[str, None, None]:
+        if not callable(fn):
+            raise UsageError(f"run and map take a function of one item, not {fn!r}")
+        count = check_count(concurrency, "concurrency=")
+        yield from drive(session, hire(session, fn, count, affinity=affinity))
+        self._complete = session.scheduler.stop_reason is None
+
+    async def arun(self, fn: Callable[[T], Awaitable[Any]], *, concurrency: int = 1) -> Summary:
+        """As `run`, for a coroutine function; at most `concurrency` of them run at a time.
+
+        The event loop is not blocked by syncs or waits. Guards may be asynchronous. Cancelled, it
+        cancels what runs, and the items stay pending.
+        """
+        _, session = self._entered()
+        with self._deferred(session):
+            async with contextlib.aclosing(self._adriven(session, fn, concurrency)) as driven:
+                async for _ in driven:
+                    continue
+        session.read_on()
+
+        return session.run.summary(session.scheduler.stop_reason, session.resume_at)
+
+    async def amap(
+        self, fn: Callable[[T], Awaitable[Any]], *, concurrency: int = 1
+    ) -> AsyncGenerator[Record, None]:
+        """As `map`, for a coroutine function. Close it (`contextlib.aclosing`) if you leave early.
+
+        Raises:
+            BatchStopped: the batch stopped early, after all records have been yielded.
+        """
+        import asyncio  # noqa: PLC0415 - who does not use asyncio does not pay for it
+
+        # Records are read in a thread: a read waits for a sync that is on its way.
+        run, session = self._entered()
+        skipped: list[str] = []
+        session.on_skip = skipped.append
+        with self._deferred(session):
+            async with contextlib.aclosing(self._adriven(session, fn, concurrency)) as driven:
+                async for id in driven:
+                    for each in _taken(skipped, id):
+                        yield await asyncio.to_thread(get, run.store.journal, run.store.codec, each)
+            for each in _taken(skipped):
+                yield await asyncio.to_thread(get, run.store.journal, run.store.codec, each)
+        if (stopped := session.stopped()) is not None:
+            raise stopped
+
+    async def _adriven(
+        self, session: Session[T], fn: Callable[[T], Awaitable[Any]], concurrency: int
+    ) -> AsyncGenerator[str, None]:
+        from ._async import adrive  # noqa: PLC0415 - who does not use asyncio does not pay for it
+
+        count = check_count(concurrency, "concurrency=")
+        if not callable(fn):
+            raise UsageError(f"arun and amap take a coroutine function of one item, not {fn!r}")
+        async with contextlib.aclosing(adrive(session, fn, count)) as driven:
+            async for id in driven:
+                yield id
+        self._complete = session.scheduler.stop_reason is None
 
     # Looking ahead
 
@@ -433,29 +530,12 @@ class ResumableBatch(Generic[T]):
         return plan(run, self._input, session.redo)
 
 
-@contextmanager
-def _attempting(session: Session[Any], entry: Entry) -> Iterator[Attempt]:
-    attempt = session.attempts[entry.id]
-    token = attempt.enter()
-    try:
-        yield attempt
-    except BaseException as exception:  # noqa: BLE001 - sorted by `outcome`; what is fatal is raised again
-        outcome = attempt.outcome(exception)
-        session.settle(entry, outcome)
-    else:
-        session.settle(entry, attempt.outcome(None))
-    finally:
-        attempt.leave(token)
+def _taken(skipped: list[str], *more: str) -> list[str]:
+    """Empty `skipped`; return what was in it, and `more`."""
+    ids = [*skipped, *more]
+    skipped.clear()
 
-
-def _check_callable(fn: object) -> None:
-    if not callable(fn):
-        raise UsageError(f"run and map take a function of one item, not {fn!r}")
-
-
-def limit_of(error: BaseException) -> Limit | None:
-    """Return the limit that an exception stands for, None if it is an error."""
-    return error.limit if isinstance(error, RateLimited) else None
+    return ids
 
 
 def _advice(reason: StopReason) -> str:

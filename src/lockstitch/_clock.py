@@ -16,9 +16,10 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
-#: A blocking wait is cut into slices of this many seconds: the timers of the system stand still
-#: while a laptop sleeps, so the remaining time is looked at anew after each.
-_SLICE = 20.0
+#: A blocking wait is cut into slices of this many seconds, and the remaining time looked at anew
+#: after each. The timers of the system stand still while a laptop sleeps. And a signal that comes
+#: after Python has looked for one, and before the system waits, is not noticed until the wait ends.
+_SLICE = 1.0
 
 
 class Clock(Protocol):

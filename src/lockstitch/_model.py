@@ -14,6 +14,7 @@ from typing import Any, Literal
 import attrs
 
 from ._errors import UsageError
+from ._headers import Reset, causes, probe, reset_from_exception, reset_from_headers
 
 #: An exception class, or the name of one.
 Kind = type[BaseException] | str
@@ -174,6 +175,41 @@ class Limit:
             UsageError: `seconds` is negative or not a duration.
         """
         return cls(None, reason=reason, scope=scope, seconds=to_seconds(seconds, "Limit.after"))
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Any]) -> Limit | None:
+        """Return the limit that a response's headers tell of, None if they tell of none.
+
+        Reads `Retry-After` and its relatives, and counters that are at 0: RateLimit, X-RateLimit-*
+        and those of GitHub, OpenAI, Azure and Anthropic. What cannot be read is ignored.
+        """
+        return cls._told(*reset_from_headers(headers))
+
+    @classmethod
+    def from_exception(cls, exception: BaseException) -> Limit | None:
+        """Return the limit that an exception stands for, None if it is an error.
+
+        Looks at the exception and at what it was raised from, for `RateLimited`, HTTP 429, headers
+        as in `from_headers`, gRPC's RetryInfo and AWS's throttling codes, whatever the client.
+        """
+        for each in causes(exception):
+            carried = probe(each, "limit")
+            limit = (
+                carried if isinstance(carried, Limit) else cls._told(*reset_from_exception(each))
+            )
+            if limit is not None:
+                return limit
+
+        return None
+
+    @classmethod
+    def _told(cls, limited: bool, reset: Reset, source: str) -> Limit | None:
+        if not limited:
+            return None
+        if isinstance(reset, datetime):
+            return cls(reset, reason=source)
+
+        return cls(None, reason=source, seconds=reset)
 
     def __str__(self) -> str:
         if self.resume_at is not None:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import inspect
 import os
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
-from ._batch import ResumableBatch
-from ._calls import Calls, Turn
+from ._calls import AsyncTurn, Turn
 from ._checkpoint import Checkpoint
-from ._errors import BatchStopped, ItemFailed, UsageError
+from ._errors import BatchStopped, UsageError
 from ._guard import Guards
-from ._ids import Key, as_id, key_function
-from ._input import Redo, redo_test
+from ._ids import Key, key_function
+from ._input import Redo
 from ._loop import ResumableLoop
 from ._model import Record, Summary
+from ._progress import ShowProgress
 from ._retry import RetryPolicy
-from ._run import FAILED
 from ._settings import check_settings
+from ._stored import OnError, StoredFunction
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-OnError = Literal["raise", "record"]
 
-
-class Resumable(Generic[P, R]):
+class Resumable(StoredFunction[P], Generic[P, R]):
     """A function whose results are stored; called again for an item, it returns the stored one.
 
     Made by `resumable`. Thread-safe: two threads that ask for one id get the same result, computed
@@ -41,36 +36,14 @@ class Resumable(Generic[P, R]):
 
     def __init__(
         self,
-        fn: Callable[P, Any],
+        fn: Callable[P, R],
         checkpoint: Checkpoint,
         key: Key | None,
         on_error: OnError,
         settings: dict[str, Any],
     ) -> None:
-        functools.update_wrapper(self, fn)
-        self._name = fn.__qualname__
-        self.__wrapped__: Callable[P, Any] = fn
-        #: The store; inert until the first call.
-        self.checkpoint = checkpoint
-        self._key = key
-        self._one_item = len(inspect.signature(fn).parameters) == 1
-        self._on_error = on_error
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._scope: Calls | None = None
+        super().__init__(fn, checkpoint, key, on_error, settings)
         self._turns: dict[str, Turn] = {}
-
-    def __repr__(self) -> str:
-        return f"<resumable {self.__module__}.{self._name} on {self.checkpoint.path!r}>"
-
-    def __reduce__(self) -> str:
-        return self._name
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        # A method: bound like any function. Only callable keys come this far.
-        return self if instance is None else functools.partial(self, instance)  # type: ignore[arg-type] # P is known to the type checker only for plain functions
-
-    # One item
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the stored result of the item, or compute and store it.
@@ -86,55 +59,11 @@ class Resumable(Generic[P, R]):
             record = self._recorded(scope, id)
             if record is None:
                 scope.call(
-                    id,
-                    args[0] if args else None,
-                    lambda: self.__wrapped__(*args, **kwargs),
-                    book=self._on_error == "record",
+                    id, lambda: self.__wrapped__(*args, **kwargs), book=self._on_error == "record"
                 )
                 record = self.checkpoint[id]
 
         return cast(R, self._answer(record))
-
-    def _id(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        if self._one_item:
-            values = [*args, *kwargs.values()]
-            if len(values) == 1:
-                return key_function(self._key)(values[0])
-        bound = inspect.signature(self.__wrapped__).bind(*args, **kwargs)
-        if not callable(self._key):
-            raise UsageError(f"{self._name} takes one item")
-        try:
-            return as_id(self._key(*bound.args, **bound.kwargs))
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(f"key= raised {type(error).__name__} ({error})") from error
-
-    def _recorded(self, scope: Calls, id: str) -> Record | None:
-        run = scope.open_run
-        status = run.store.ledger.status(id)
-        if status is None:
-            return None
-        if run.finished_here(id):
-            return self.checkpoint[id]
-        redo = redo_test(
-            self._settings["redo"], run.store.ledger.status, lambda id: self.checkpoint[id]
-        )
-        if redo(id):
-            return None
-        run.seen += 1
-        run.done_before += 1
-        run.failed_before += status in FAILED
-
-        return self.checkpoint[id]
-
-    def _answer(self, record: Record) -> Any:
-        if record.status not in FAILED:
-            return record.result
-        if self._on_error == "raise":
-            raise ItemFailed(record)
-
-        return None
 
     def _turn(self, id: str) -> Turn:
         with self._lock:
@@ -145,75 +74,103 @@ class Resumable(Generic[P, R]):
 
         return turn
 
-    # The scope of plain calls
-
-    def _opened(self) -> Calls:
-        with self._lock:
-            if self._scope is None:
-                scope = Calls(self.checkpoint, self._key, self._settings)
-                self._scope = scope
-                scope.__enter__()
-                weakref.finalize(self, _close_quietly, scope)
-
-            return self._scope
-
-    def __enter__(self) -> ResumableBatch[Any]:
-        """Open the checkpoint for the plain calls that follow; return the batch they belong to."""
-        return self._opened()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        with self._lock:
-            scope, self._scope = self._scope, None
-
-        return scope is not None and scope.__exit__(kind, error, traceback)
-
-    def close(self) -> None:
-        """Seal the run of the plain calls and free the checkpoint; idempotent."""
-        self.__exit__(None, None, None)
-
-    # Many items
-
-    def run(self, items: Iterable[Any]) -> Summary:
+    def run(self, items: Iterable[Any], *, concurrency: int = 1, affinity: bool = False) -> Summary:
         """Call the function with every pending item; errors are booked and the rest goes on.
+
+        Arguments as for `ResumableBatch.run`.
 
         Raises:
             UsageError: the function takes more than the item, or an id is missing or doubled.
         """
         with self._batch(items) as batch:
-            batch.run(cast(Callable[[Any], Any], self.__wrapped__))
+            batch.run(
+                cast(Callable[[Any], Any], self.__wrapped__),
+                concurrency=concurrency,
+                affinity=affinity,
+            )
 
         return batch.summary
 
-    def map(self, items: Iterable[Any]) -> Iterator[Record]:
+    def map(
+        self, items: Iterable[Any], *, concurrency: int = 1, affinity: bool = False
+    ) -> Iterator[Record]:
         """Yield every item's record: the stored ones, and the new ones as they finish.
+
+        Arguments as for `ResumableBatch.map`.
 
         Raises:
             BatchStopped: the batch stopped early, after all records have been yielded.
         """
         with self._batch(items) as batch:
-            yield from batch.map(cast(Callable[[Any], Any], self.__wrapped__))
+            yield from batch.map(
+                cast(Callable[[Any], Any], self.__wrapped__),
+                concurrency=concurrency,
+                affinity=affinity,
+            )
         if batch.summary.stopped_by is not None:
             raise BatchStopped(batch.summary.stopped_by, batch.summary)
 
-    def _batch(self, items: Iterable[Any]) -> ResumableBatch[Any]:
-        if not self._one_item:
-            raise UsageError(
-                f"{self._name} takes more than one argument, so it cannot be given items"
-            )
-        self.close()
 
-        return ResumableBatch(self.checkpoint, items, key=self._key, **self._settings)
+class AsyncResumable(StoredFunction[P], Generic[P, R]):
+    """As `Resumable`, for a coroutine function; the event loop is not blocked.
 
+    Two tasks that ask for one id get the same result, computed once.
+    """
 
-def _close_quietly(scope: ResumableBatch[Any]) -> None:
-    """Seal what nobody closed; a courtesy that nothing relies on."""
-    if scope.checkpoint.is_open:
-        scope.__exit__(None, None, None)
+    def __init__(
+        self,
+        fn: Callable[P, Awaitable[R]],
+        checkpoint: Checkpoint,
+        key: Key | None,
+        on_error: OnError,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__(fn, checkpoint, key, on_error, settings)
+        self._turns: dict[str, AsyncTurn] = {}
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `Resumable.__call__`."""
+        id = self._id(*args, **kwargs)
+        scope = self._opened()
+        turn = self._turns.get(id) or AsyncTurn(id, self._turns)
+        async with turn:
+            record = self._recorded(scope, id)
+            if record is None:
+                await scope.acall(
+                    id, lambda: self.__wrapped__(*args, **kwargs), book=self._on_error == "record"
+                )
+                record = self.checkpoint[id]
+
+        return cast(R, self._answer(record))
+
+    async def run(self, items: Iterable[Any], *, concurrency: int = 1) -> Summary:
+        """Await the function with every pending item; errors are booked and the rest goes on.
+
+        Arguments as for `ResumableBatch.arun`.
+        """
+        fn = cast(Callable[[Any], Awaitable[Any]], self.__wrapped__)
+        with self._batch(items) as batch:
+            await batch.arun(fn, concurrency=concurrency)
+
+        return batch.summary
+
+    async def map(
+        self, items: Iterable[Any], *, concurrency: int = 1
+    ) -> AsyncGenerator[Record, None]:
+        """Yield every item's record: the stored ones, and the new ones as they finish.
+
+        Arguments as for `ResumableBatch.amap`.
+
+        Raises:
+            BatchStopped: the batch stopped early, after all records have been yielded.
+        """
+        fn = cast(Callable[[Any], Awaitable[Any]], self.__wrapped__)
+        with self._batch(items) as batch:
+            async with contextlib.aclosing(batch.amap(fn, concurrency=concurrency)) as records:
+                async for record in records:
+                    yield record
+        if batch.summary.stopped_by is not None:
+            raise BatchStopped(batch.summary.stopped_by, batch.summary)
 
 
 class _Decorator:
@@ -230,9 +187,10 @@ class _Decorator:
             raise UsageError(
                 f"resumable decorates a function, not {fn!r}; put it below other decorators"
             )
-        if inspect.isasyncgenfunction(fn) or inspect.iscoroutinefunction(fn):
+        if inspect.isasyncgenfunction(fn):
             raise UsageError(
-                f"{fn.__qualname__} is asynchronous, which resumable does not drive yet"
+                f"{fn.__qualname__} is an asynchronous generator; decorate a coroutine function of "
+                "one item, or use `async for item in batch`"
             )
         parameters = list(inspect.signature(fn).parameters.values())
         if inspect.isgeneratorfunction(fn):
@@ -244,6 +202,9 @@ class _Decorator:
                 "takes one item. For more (or for a method), pass key= a function of the "
                 "same arguments that returns the id"
             )
+
+        if inspect.iscoroutinefunction(fn):
+            return AsyncResumable(fn, checkpoint, key, on_error, settings)
 
         return Resumable(fn, checkpoint, key, on_error, settings)
 
@@ -263,11 +224,15 @@ def _check_loop(
 class _Function(_Decorator):
     """The decorator with `on_error="raise"`, for type checkers."""
 
-    # The overlap is meant: no result can be an iterator, so a function that returns one is a loop.
+    # The overlaps are meant: no result can be an iterator or a coroutine.
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[[Iterable[T]], Iterator[Any]]
     ) -> ResumableLoop[T]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncResumable[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R]) -> Resumable[P, R]: ...
     def __call__(self, fn: Any) -> Any:
@@ -277,8 +242,14 @@ class _Function(_Decorator):
 class _Recording(_Decorator):
     """The decorator with `on_error="record"`, for type checkers."""
 
-    def __call__(self, fn: Callable[P, R]) -> Resumable[P, R | None]:
-        return super().__call__(fn)  # type: ignore[no-any-return] # typed by this very method
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncResumable[P, R | None]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> Resumable[P, R | None]: ...
+    def __call__(self, fn: Any) -> Any:
+        return super().__call__(fn)
 
 
 @overload
@@ -294,6 +265,7 @@ def resumable(
     max_time: float | timedelta | None = None,
     max_consecutive_errors: int | None = None,
     max_crashes: int = 3,
+    progress: ShowProgress = False,
     handle_signals: bool = True,
 ) -> _Function: ...
 @overload
@@ -309,6 +281,7 @@ def resumable(
     max_time: float | timedelta | None = None,
     max_consecutive_errors: int | None = None,
     max_crashes: int = 3,
+    progress: ShowProgress = False,
     handle_signals: bool = True,
 ) -> _Recording: ...
 def resumable(

@@ -170,11 +170,22 @@ class Run:
 
         return stop
 
+    @property
+    def total(self) -> int | None:
+        """Items in the input; None where it is a generator that was not read to its end."""
+        if self.size is not None:
+            return self.size
+
+        return self.seen if self.exhausted else None
+
+    @property
+    def done(self) -> int:
+        """Items that got their record in this run."""
+        return self.by_status.total()
+
     def summary(self, stopped_by: StopReason | None, resume_at: datetime | None) -> Summary:
         """Return what is known now."""
-        ledger = self.store.ledger
-        done = sum(self.by_status.values())
-        total = self.size if self.size is not None else self.seen if self.exhausted else None
+        ledger, done, total = self.store.ledger, self.done, self.total
 
         return Summary(
             total=total,
@@ -197,4 +208,5 @@ class Run:
 
     def to_instant(self, until: float) -> datetime:
         """Return the moment that `until` is on the clock's timeline."""
-        return to_instant(self.clock.wall() + until - self.clock.now())
+        # Rounded as the file has it: two clocks do not add up to the last microsecond.
+        return to_instant(round(self.clock.wall() + until - self.clock.now(), 3))

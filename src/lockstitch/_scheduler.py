@@ -13,6 +13,7 @@ import heapq
 import itertools
 import math
 from typing import Any, Literal
+from zlib import crc32
 
 import attrs
 
@@ -24,9 +25,16 @@ from ._retry import RetryPolicy
 #: GitHub asks for "at least one minute", and most budgets are per minute.
 UNKNOWN_WAIT = 60.0
 
+#: The least wait, in seconds, for a limit; it doubles while limits follow each other and nothing is
+#: finished.
+SHORTEST_WAIT = 1.0
+
 #: While so many failed items wait for their next try, no new ones are drawn: a dead provider must
 #: not pull a whole input of millions into memory.
 _RETRY_WINDOW = 1000
+
+#: With affinity, so many items per worker are drawn ahead to find one for a worker that is free.
+_AHEAD = 8
 
 
 @attrs.define(eq=False)
@@ -52,12 +60,16 @@ class Entry:
 class Rules:
     """The knobs of a batch, in seconds where they are times."""
 
-    slots: int = 1
     guarded: bool = False
     retry: RetryPolicy | None = None
     max_wait: float = 600.0
     max_time: float | None = None
     max_consecutive_errors: int | None = None
+
+
+def lane_of(id: str, lanes: int) -> int:
+    """Return the worker that an id belongs to: the same in every run with as many workers."""
+    return crc32(id.encode("utf-8", "surrogatepass")) % lanes
 
 
 class Need(enum.Enum):
@@ -110,23 +122,28 @@ class Scheduler:
 
     def __init__(self, rules: Rules, now: float, *, consecutive: int = 0) -> None:
         self.in_flight: dict[str, Entry] = {}
+        #: How many items may run at once.
+        self.slots = 1
+        #: An id is only handed to the worker that it belongs to.
+        self.affinity = False
         self.stop_reason: StopReason | None = None
         #: The limit in force (or the one that parked the batch) and when it ends.
         self.limit: Limit | None = None
         self.resume_at: float | None = None
         #: What parked the batch is only that the next retry is due later.
-        self.retry_parks = False
+        self.retry_parks: bool = False
         self._rules = rules
         self._deadline = math.inf if rules.max_time is None else now + rules.max_time
         self._exhausted = False
         self._passed = False
-        self._held: Entry | None = None
+        self._held: list[Entry] = []
         self._retries: list[tuple[float, int, Entry]] = []
         self._order = itertools.count()
         #: Errors booked in a row.
-        self.consecutive = consecutive
+        self.consecutive: int = consecutive
         self._waiting_since: float | None = None
-        self._unknown_wait = UNKNOWN_WAIT
+        #: The waits that were last chosen here; 0 when something was finished since.
+        self._unknown_wait = self._shortest_wait = 0.0
 
     # Decisions
 
@@ -134,7 +151,7 @@ class Scheduler:
         """Return what to do at `now`."""
         if self.stop_reason is not None:
             return Wait(None, "busy") if self.in_flight else Stop(self.stop_reason)
-        if len(self.in_flight) >= self._rules.slots or self._solo_running():
+        if len(self.in_flight) >= self.slots or self._solo_running():
             return Wait(None, "busy")
         if self.resume_at is not None:
             if now < self.resume_at:
@@ -159,21 +176,28 @@ class Scheduler:
         return any(entry.solo for entry in self.in_flight.values())
 
     def _candidate(self, now: float) -> Entry | None:
-        if self._retries and self._retries[0][0] <= now:
-            return self._retries[0][2]
+        busy = {lane_of(id, self.slots) for id in self.in_flight} if self.affinity else ()
+        due = self._retries[0][2] if self._retries and self._retries[0][0] <= now else None
+        for entry in ([due] if due is not None else []) + self._held:
+            if not busy or lane_of(entry.id, self.slots) not in busy:
+                return entry
 
-        return self._held
+        return None
 
     def _take(self, entry: Entry) -> None:
-        if entry is self._held:
-            self._held = None
+        if entry in self._held:
+            self._held.remove(entry)
         else:
             heapq.heappop(self._retries)
 
     def _without_candidate(self, now: float) -> Decision:
-        if not self._exhausted and len(self._retries) < _RETRY_WINDOW:
+        if (
+            not self._exhausted
+            and len(self._retries) < _RETRY_WINDOW
+            and len(self._held) < _AHEAD * self.slots
+        ):
             return Need.ITEM
-        if not self._retries:
+        if self._held or not self._retries:
             return Wait(None, "busy") if self.in_flight else Stop(None)
         due = self._retries[0][0]
         if not self.in_flight:
@@ -199,7 +223,7 @@ class Scheduler:
         if entry.due > now:
             heapq.heappush(self._retries, (entry.due, next(self._order), entry))
         else:
-            self._held = entry
+            self._held.append(entry)
 
     def exhausted(self) -> None:
         """The input has no more items."""
@@ -214,9 +238,16 @@ class Scheduler:
 
         Several limits: the latest end wins.
         """
+        # Of many items that run into one limit at once, only the first makes the wait longer.
+        growth = 2 if self.resume_at is None or now >= self.resume_at else 1
+        shortest = min(growth * self._shortest_wait or SHORTEST_WAIT, UNKNOWN_WAIT)
         if until is None:
+            self._unknown_wait = growth * self._unknown_wait or UNKNOWN_WAIT
             until = now + self._unknown_wait
-            self._unknown_wait *= 2
+        elif until < now + shortest:
+            # "Limited, until now": taken at its word it would be asked again without a pause.
+            self._shortest_wait = shortest
+            until = now + shortest
         if self.resume_at is not None and until <= self.resume_at:
             return
         if self._waiting_since is None:
@@ -231,7 +262,7 @@ class Scheduler:
         del self.in_flight[entry.id]
         self.consecutive = 0 if ok else self.consecutive + 1
         self._waiting_since = None
-        self._unknown_wait = UNKNOWN_WAIT
+        self._unknown_wait = self._shortest_wait = 0.0
         most = self._rules.max_consecutive_errors
         if most is not None and self.consecutive >= most:
             self.stop("errors")

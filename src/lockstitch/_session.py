@@ -18,6 +18,7 @@ from ._errors import BatchStopped
 from ._guard import Check, ask
 from ._input import Input, twice
 from ._model import ErrorInfo, Failure, Limit, duration
+from ._progress import Progress, Reporter
 from ._run import FAILED, Run
 from ._scheduler import Decision, Entry, Need, Rules, Scheduler, Stop, Verdict, Wait
 from ._scheduler import Run as HandOut
@@ -25,6 +26,9 @@ from ._scheduler import Run as HandOut
 logger = logging.getLogger("lockstitch")
 
 T = TypeVar("T")
+
+#: While somebody watches, a wait is told of every so many seconds.
+_COUNTDOWN = 1.0
 
 
 class Session(Generic[T]):
@@ -37,6 +41,7 @@ class Session(Generic[T]):
         rules: Rules,
         checks: tuple[Check, ...],
         redo: Callable[[str], bool],
+        report: Reporter | None = None,
     ) -> None:
         self.run = run
         self.input = input
@@ -48,9 +53,14 @@ class Session(Generic[T]):
         self.attempts: dict[str, Attempt] = {}
         self._clock: Clock = run.clock
         self._checks = checks
+        #: How guards are asked; a driver with an event loop can ask asynchronous ones.
+        self.ask: Callable[[tuple[Check, ...]], list[Limit]] = ask
+        #: False where the caller has the loop: then nobody knows how many items come.
+        self.ends = True
         #: Tells of a finished item whether it is to run again.
         self.redo = redo
-        self.scheduler = Scheduler(rules, run.started, consecutive=run.consecutive)
+        self.scheduler: Scheduler = Scheduler(rules, run.started, consecutive=run.consecutive)
+        self._report = report
         self._paused_since: float | None = None
         #: The limit that parks this pass is in the file.
         self._parked = False
@@ -93,6 +103,9 @@ class Session(Generic[T]):
                     self._end_pause()
                 if isinstance(decision, Stop):
                     self.note_parking()
+                    if decision.reason is not None:
+                        self.read_on()
+                    self.show(finished=True)
                 return decision
 
     def next_entry(self) -> Entry | Stop:
@@ -105,14 +118,58 @@ class Session(Generic[T]):
                 return decision
             self.wait(decision)
 
+    def hand_out(self) -> Entry | None:
+        """Return the next item of a loop that works on them one by one, begun; None at its end."""
+        for entry in list(self.scheduler.in_flight.values()):
+            self.leave(entry)  # not saved before the next one was asked for
+        entry_or_stop = self.next_entry()
+        if isinstance(entry_or_stop, Stop):
+            return None
+        self.start(entry_or_stop)
+
+        return entry_or_stop
+
     def wait(self, decision: Wait) -> Any:
         """Wait as told; return the event that came, None if none did."""
         now = self._clock.now()
         if decision.why == "limit" and self._paused_since is None:
             self._begin_pause(now)
-        seconds = None if decision.until is None else max(0.0, decision.until - now)
+        if decision.until is None:
+            return self._clock.wait(self.events, None)
+        while (left := decision.until - self._clock.now()) > 0:
+            if self.scheduler.stop_reason is not None:
+                break  # that was the wake-up call
+            if decision.why == "limit":
+                self.show()
+            step = left if self._report is None else min(left, _COUNTDOWN)
+            if (event := self._clock.wait(self.events, step)) is not None:
+                return event
 
-        return self._clock.wait(self.events, seconds)
+        return None
+
+    def show(self, *, finished: bool = False) -> None:
+        """Report where the batch stands, if somebody wants to know."""
+        if self._report is None or (finished and not self.ends):
+            return
+        run, scheduler, now = self.run, self.scheduler, self._clock.now()
+        # What ran when the limit came may finish during the pause; it is a pause all the same.
+        until = None if finished or self._paused_since is None else scheduler.resume_at
+        paused = 0.0 if self._paused_since is None else now - self._paused_since
+        self._report(
+            Progress(
+                total=run.total if self.ends else None,
+                done_before=run.done_before,
+                done=run.done,
+                errors=run.by_status["error"],
+                in_flight=len(scheduler.in_flight),
+                waiting_until=None if until is None else run.to_instant(until),
+                reason="" if scheduler.limit is None else scheduler.limit.reason,
+                wait_left=0.0 if until is None else max(0.0, until - now),
+                elapsed=now - run.started,
+                waited=run.waited + paused,
+                finished=finished,
+            )
+        )
 
     def _begin_pause(self, now: float) -> None:
         self._paused_since = now
@@ -207,11 +264,19 @@ class Session(Generic[T]):
         self.scheduler.drawn(entry, self._clock.now())
 
     def _ask_guards(self) -> None:
-        limits = ask(self._checks)
+        self.take_answers(self.ask(self._checks))
+
+    def take_answers(self, limits: list[Limit]) -> None:
+        """Take in what the guards have answered; a limit that is over lets the next item go."""
+        now = self._clock.now()
+        passed = True
         for limit in limits:
-            self.impose(limit)
-            self._by, self._parked = "guard", False
-        if not limits:
+            end = self._end_of(limit, now)
+            if end is None or end > now:
+                passed = False
+                self._by, self._parked = "guard", False
+                self.scheduler.impose(limit, end, now)
+        if passed:
             self.scheduler.passed()
 
     def impose(self, limit: Limit) -> None:
@@ -252,6 +317,8 @@ class Session(Generic[T]):
         """
         self.run.write_stop()
         if outcome.fatal is not None:
+            if outcome.cancelled:
+                self.run.back(entry)
             if outcome.status is None:
                 self.leave(entry)
             else:
@@ -266,6 +333,8 @@ class Session(Generic[T]):
         if outcome.error is not None:
             return self._failed(entry, outcome, outcome.error, book=book)
         if outcome.status is None:
+            if outcome.cancelled:
+                self.run.back(entry)
             self.leave(entry)
             return False
         self._count(entry, ok=outcome.status not in FAILED)
@@ -299,10 +368,16 @@ class Session(Generic[T]):
         if entry.id in self.scheduler.in_flight:
             self.scheduler.finished(entry, ok=ok)
         self.run.consecutive = self.scheduler.consecutive
+        self.show()
 
     def leave(self, entry: Entry) -> None:
         """The item was left without an answer; it stays pending, and is named at the end."""
         self.scheduler.returned(entry)
+
+    def cancel(self) -> None:
+        """Hand nothing more out, because the caller has lost interest. Thread-safe."""
+        self.scheduler.stop("left")
+        self.events.put(None)
 
     def stop(self, signal: str) -> int:
         """Stop because of a signal; return how many items are still running. Handler-safe."""

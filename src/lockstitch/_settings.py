@@ -1,7 +1,8 @@
-"""The policies of a batch: arguments in, one checked type each out. Pure."""
+"""The policies of a batch: arguments in, one checked type each out."""
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import attrs
@@ -10,6 +11,7 @@ from ._errors import UsageError
 from ._guard import Check, Guards, as_checks
 from ._input import Redo, redo_test
 from ._model import Record, to_seconds
+from ._progress import Reporter, ShowProgress, as_reporter
 from ._retry import RetryPolicy
 from ._scheduler import Rules
 
@@ -23,6 +25,7 @@ class Settings:
     redo: Redo | None
     max_crashes: int
     handle_signals: bool
+    report: Reporter | None
 
 
 def check_settings(
@@ -34,6 +37,7 @@ def check_settings(
     max_time: float | timedelta | None = None,
     max_consecutive_errors: int | None = None,
     max_crashes: int = 3,
+    progress: ShowProgress = False,
     handle_signals: bool = True,
 ) -> Settings:
     """Return the arguments in one type each.
@@ -51,18 +55,27 @@ def check_settings(
         retry=retry,
         max_wait=to_seconds(max_wait, "max_wait="),
         max_time=None if max_time is None else to_seconds(max_time, "max_time="),
-        max_consecutive_errors=_count(max_consecutive_errors, "max_consecutive_errors="),
+        max_consecutive_errors=(
+            None
+            if max_consecutive_errors is None
+            else check_count(max_consecutive_errors, "max_consecutive_errors=")
+        ),
     )
     redo_test(redo, lambda _id: None, lambda _id: Record("", ""))
 
     return Settings(
-        rules, checks, redo, _count(max_crashes, "max_crashes=") or 3, bool(handle_signals)
+        rules=rules,
+        checks=checks,
+        # Launched again by `lockstitch supervise`: what was redone must not be paid once more.
+        redo=None if os.environ.get("LOCKSTITCH_RELAUNCH") == "1" else redo,
+        max_crashes=check_count(max_crashes, "max_crashes="),
+        handle_signals=bool(handle_signals),
+        report=as_reporter(progress),
     )
 
 
-def _count(value: int | None, name: str) -> int | None:
-    if value is None:
-        return None
+def check_count(value: object, name: str) -> int:
+    """Return a whole number from 1; refuses anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} takes a whole number from 1, not {value!r}")
 

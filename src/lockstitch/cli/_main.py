@@ -21,8 +21,8 @@ from lockstitch._errors import (
     UsageError,
 )
 
-from . import _keeping, _looking, _run
-from ._arguments import add_policy_arguments
+from . import _keeping, _looking, _run, _supervise, _waiting
+from ._arguments import add_policy_arguments, number_from
 from ._printing import complain, printable, warnings_shown
 
 #: sysexits.h, so that a script can tell a wrong call from work that went badly. Never 1 or 2:
@@ -44,6 +44,7 @@ _EXPECTED = tuple(kind for kind, _ in _EXIT_CODES)
 _EXITS = """\
 exit codes:
   run: 0 all done, 1 done with errors, 2 not done (limited, or out of time): run it again
+  wait: 0 go on, 66 nothing is parked;  supervise: that of the command
   64 wrong call, 65 damaged or unfit data, 66 no such file, 74 disk error,
   75 in use by another run, 78 made with another command"""
 
@@ -99,22 +100,41 @@ def _drop_output() -> None:
 def _die_of(number: int) -> int:
     """End as a program without handlers would, so that a calling shell stops its loop too."""
     sys.stdout.flush()
-    signal.signal(number, signal.SIG_DFL)
+    _no_core()
+    with suppress(OSError):  # SIGKILL takes no handler
+        signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
     return 128 + number  # where the signal is blocked
 
 
+def _no_core() -> None:
+    """Dump no core: it would take the place of the one that a supervised command has left."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource  # noqa: PLC0415 - not on Windows
+
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+#: The verbs that take a command, and how they are called.
+_WITH_COMMAND = {
+    "run": "lockstitch run CKPT -- CMD {}",
+    "supervise": "lockstitch supervise CKPT -- CMD",
+}
+
+
 def _parsed(words: list[str]) -> argparse.Namespace:
     # Cut by hand: argparse would take the options of a command for its own, and a `--` out of it.
     command: list[str] | None = None
-    if words[:1] == ["run"] and "--" in words:
+    usage = _WITH_COMMAND.get(words[0]) if words else None
+    if usage and "--" in words:
         cut = words.index("--")
         words, command = words[:cut], words[cut + 1 :]
     parser = _parser()
     args, rest = parser.parse_known_args(words)
-    if rest and command is None and words[0] == "run":
-        parser.error("put -- before the command: lockstitch run CKPT -- CMD {}")
+    if rest and command is None and usage:
+        parser.error(f"put -- before the command: {usage}")
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.command = command
@@ -142,6 +162,10 @@ def _parser() -> _Parser:
         return made
 
     _add_run(verb("run", _run.run, "run a command for every line of input", _RUN))
+    verb("wait", _waiting.wait, "sleep until the parked run may go on", _WAIT)
+    _add_supervise(
+        verb("supervise", _supervise.supervise, "run a script until it is done", _SUPERVISE)
+    )
     each = verb("show", _looking.show, "print what a checkpoint holds, also beside a live run")
     each.add_argument("--errors", action="store_true", help="group the errors by their message")
     _add_export(verb("export", _looking.export, "write one row per record"))
@@ -163,15 +187,38 @@ _RUN = (
     "Run CMD once for every line of input that has not been finished yet. {} stands for the line; "
     "without it, the line is the last argument. A command that exits with 2 or 75 says `not now` "
     "and is tried again later; with any other code but 0, it has failed. Commands read nothing "
-    "from standard input and have no terminal. Ctrl-C lets the running one finish, a second one "
-    "kills it."
+    "from standard input and have no terminal. Ctrl-C lets what runs finish, a second one kills it."
 )
+
+_WAIT = (
+    "Sleep until the run that is parked in CKPT may go on, and exit with 0; exit with 66 when the "
+    "last run is not parked."
+)
+
+_SUPERVISE = (
+    "Run CMD, and run it again whenever it has exited with 2 and its batch, whose checkpoint is "
+    "CKPT, is parked, as soon as the limit is over. Any other end is passed on. When CMD is run "
+    "again, LOCKSTITCH_RELAUNCH=1 is in its environment, and `fresh` and `redo` do nothing. Ctrl-C "
+    "and SIGTERM are passed on to CMD."
+)
+
+
+def _add_supervise(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "lockstitch supervise CKPT [--max-restarts N] -- CMD [ARG ...]"
+    parser.add_argument(
+        "--max-restarts",
+        type=number_from(0),
+        default=1000,
+        metavar="N",
+        help="run it again so often at most (default: %(default)s)",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "lockstitch run CKPT [-a FILE] [--fresh | --retry-errors [MATCH]] [--max-wait SECONDS]\n"
-        "                      [--keep] [--shell] -- CMD [ARG ...]"
+        "lockstitch run CKPT [-a FILE] [-j N] [--fresh | --retry-errors [MATCH]]\n"
+        "                      [--max-wait SECONDS] [--progress] [--keep] [--shell]\n"
+        "                      -- CMD [ARG ...]"
     )
     parser.add_argument(
         "-a",
@@ -181,7 +228,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the lines are",
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, "-j")
     parser.add_argument(
         "--keep",
         action="store_true",

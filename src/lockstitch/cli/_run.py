@@ -1,8 +1,8 @@
 """`lockstitch run`: a command for each line, as a batch. A resumable `xargs`.
 
 Each command gets a session of its own, because a terminal sends Ctrl-C to everything that runs
-in it: the batch lets the running command finish after the first one, and it could not if the
-command had died of the same key. So the second one has to kill it by hand.
+in it: the batch lets the running commands finish after the first one, and it could not if they
+had died of the same key. So the second one has to kill them by hand.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from lockstitch._errors import ConfigMismatch, RateLimited, UsageError
 from lockstitch._ids import as_id
 from lockstitch._model import Limit
 
-from ._arguments import errors_with
+from ._arguments import from_arguments
 from ._printing import complain
 
 #: What a command says that could not do its work now: this very command when it is parked, and
 #: EX_TEMPFAIL of sysexits.h.
 _LIMITED = frozenset({2, 75})
+
+#: Set to 1 by `lockstitch supervise` when it runs a script again; see `Checkpoint`.
+RELAUNCH = "LOCKSTITCH_RELAUNCH"
 
 #: A command that cannot be started for these reasons fails for every item alike.
 _NO_COMMAND = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR})
@@ -131,15 +134,24 @@ def shell_for(command: list[str]) -> Callable[[str], list[str]]:
 
 
 class Commands:
-    """Runs one command at a time. Within its `with`, a signal that strikes leaves no orphan."""
+    """Runs a command in each thread that calls it.
+
+    Within its `with`, which is the main thread's, a signal that strikes leaves no orphan.
+    """
 
     def __init__(self, argv: Callable[[str], list[str]], *, any_missing: bool) -> None:
         self._argv = argv
         #: A command that cannot be started is the item's error, for the item names it.
         self._any_missing = any_missing
         self._previous: dict[int, Any] = {}
+        # Whether an outer run was launched again is nothing that the items have to know.
+        self._environment = {key: value for key, value in os.environ.items() if key != RELAUNCH}
+        self._children: set[subprocess.Popen[bytes]] = set()
+        #: Held while a command is started or forgotten. The handler takes it, and may have
+        #: interrupted its very holder, so it lets one thread in twice.
+        self._changing = threading.RLock()
+        #: The main thread itself runs a command.
         self._busy = False
-        self._child: subprocess.Popen[bytes] | None = None
         self._struck: int | None = None
 
     def __enter__(self) -> Self:
@@ -166,20 +178,12 @@ class Commands:
 
     def _strike(self, number: int, _frame: FrameType | None) -> None:
         self._struck = number
+        with self._changing:
+            for child in self._children:
+                _kill(child)
         # While a child is being born or waited for, an exception here could lose sight of it.
         if not self._busy:
             raise Struck(number)
-        self._kill()
-
-    def _kill(self) -> None:
-        child = self._child
-        if child is None or child.returncode is not None:
-            return
-        with suppress(ProcessLookupError):
-            if hasattr(os, "killpg"):
-                os.killpg(child.pid, signal.SIGKILL)
-            else:
-                child.kill()
 
     def __call__(self, item: str) -> dict[str, int]:
         """Run the command of an item, and return what is stored of it.
@@ -202,16 +206,23 @@ class Commands:
         return {"returncode": code}
 
     def _run(self, argv: list[str]) -> int:
-        self._busy = True
+        here = threading.current_thread() is threading.main_thread()
+        self._busy = self._busy or here
+        child = None
         try:
-            self._child = child = subprocess.Popen(  # noqa: S603 - the user's own command
-                argv,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-            )
+            with self._changing:
+                if self._struck is not None:
+                    raise Struck(self._struck)
+                child = subprocess.Popen(  # noqa: S603 - the user's own command
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    env=self._environment,
+                    start_new_session=True,
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                )
+                self._children.add(child)
             if self._struck is not None:
-                self._kill()
+                _kill(child)
 
             return child.wait()
         except OSError as error:
@@ -219,7 +230,21 @@ class Commands:
                 raise UsageError(f"{argv[0]} cannot be run: {error.strerror}") from error
             raise
         finally:
-            self._child, self._busy = None, False
+            if child is not None:
+                with self._changing:
+                    self._children.discard(child)
+            if here:
+                self._busy = False
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if child.returncode is not None:
+        return
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
 
 
 def _ending(code: int) -> str:
@@ -243,15 +268,14 @@ def run(args: argparse.Namespace) -> int:
         with open(args.items, "rb") as file:
             items = read_items(file, args.items)
     config = {"command": command[0] if args.shell else shlex.join(command), "shell": args.shell}
+    given = from_arguments(args)
     commands = Commands(argv, any_missing="{}" in command[0] or args.shell)
     with (
         commands,
         _opened(args, config) as checkpoint,
-        ResumableBatch(
-            checkpoint, items, redo=errors_with(args.retry_errors), max_wait=args.max_wait
-        ) as batch,
+        ResumableBatch(checkpoint, items, **given.batch) as batch,
     ):
-        batch.run(commands)
+        batch.run(commands, **given.run)
     if batch.summary.stopped_by is None:  # any other end has been told by the batch
         complain(f"{checkpoint.path}: {batch.summary}")
 
