@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import platform
 import sys
 import sysconfig
@@ -52,10 +53,13 @@ class Measure:
 
 def stdlib_files() -> list[Path]:
     """Return every module of the standard library, relative to its folder."""
-    foreign = {"site-packages", "dist-packages"}
-    paths = (path.relative_to(STDLIB) for path in STDLIB.rglob("*.py"))
+    found: list[Path] = []
+    for folder, folders, names in os.walk(STDLIB):
+        # Taken out here and not afterwards: what is installed may be many times the library.
+        folders[:] = [name for name in folders if name not in ("site-packages", "dist-packages")]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
 
-    return sorted(path for path in paths if foreign.isdisjoint(path.parts))
+    return sorted(path.relative_to(STDLIB) for path in found)
 
 
 def measure(file: Path) -> Measure:

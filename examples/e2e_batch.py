@@ -1,15 +1,15 @@
 """Run the commands of a manifest as end-to-end tests, resumably (POSIX).
 
-    python examples/e2e_batch.py
+    python examples/e2e_batch.py --concurrency 4
 
 A test is one real command that takes minutes and costs something. Its answer is "pass", or "fail"
 for an exit code other than 0; a test that could not start or took too long is an "error". Whatever
 has a record is not run again, however this script was ended.
 
 Exit codes: 0 all pass; 1 some fail or error; 2 limited, run it again later; 64 wrong usage. Ctrl-C
-finishes the running test and then ends the script as it ends any other (130 in a shell); a second
-Ctrl-C kills the running test, which stays pending. Killed outright (kill -9), the script cannot take
-the running test with it: that one goes on to its own end, and the next start runs it again.
+finishes the running tests and then ends the script as it ends any other (130 in a shell); a second
+Ctrl-C kills the running tests, which stay pending. Killed outright (kill -9), the script cannot
+take the running tests with it: these go on to their end, and the next start runs them again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from lockstitch import Checkpoint, Limit, LockstitchError, RateLimitGuard, Record, ResumableBatch
+from lockstitch import (
+    Checkpoint,
+    Limit,
+    LockstitchError,
+    RateLimitGuard,
+    Record,
+    ResumableBatch,
+    current_attempt,
+)
 
 #: Seconds to wait for the last output of a test whose processes are all killed. Only a process
 #: that left the group can hold the pipe longer, and it must not hold the batch.
@@ -93,16 +101,19 @@ class StatusFileGuard(RateLimitGuard):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        #: The last answer, for the message at the end.
+        self.limit: Limit | None = None
 
     def check(self) -> Limit | None:
         """Return the limit in the file; None if there is no file, or its time is over."""
-        try:
+        self.limit = None
+        with suppress(FileNotFoundError):
             status = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        resume_at = datetime.fromisoformat(status["resume_at"])
+            resume_at = datetime.fromisoformat(status["resume_at"])
+            if resume_at > datetime.now(UTC):
+                self.limit = Limit(resume_at, reason=status["reason"])
 
-        return Limit(resume_at, reason=status["reason"]) if resume_at > datetime.now(UTC) else None
+        return self.limit
 
 
 @dataclass(frozen=True)
@@ -127,43 +138,72 @@ class Log:
                 self.write(line)
 
 
-def run_test(test: Test, folder: Path, log: Log) -> int:
-    """Run a test's command in `folder`; return its exit code.
+class Runner:
+    """Runs tests, several at once if need be; none of their processes outlives it."""
 
-    However this ends, no process of the test's group is left.
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
 
-    Raises:
-        OSError: it could not be started, it took too long, or Ctrl-C reached it.
-    """
-    command = [part.replace("{python}", sys.executable) for part in test.command]
-    log.write(f"$ {' '.join(command)}")
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,  # a test that asks a question gets "end of file", and no answer
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="backslashreplace",
-        # A terminal sends Ctrl-C to its whole foreground group. The test would die of it and be
-        # booked as failed, while the batch wants to let it finish: so it gets a group of its own.
-        start_new_session=True,
-    )
-    output = threading.Thread(target=log.copy, args=[process.stdout], daemon=True)
-    output.start()
-    try:
-        code = process.wait(test.timeout)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"not finished after {test.timeout:g} s") from None
-    finally:  # the end, the timeout, or a second Ctrl-C
-        kill_group(process)
-        output.join(LAST_OUTPUT)
-    if code == -signal.SIGINT:
-        # Ctrl-C came in the moment before the session was new. What is raised after a stop request
-        # is not booked, so the test is pending; as an exit code it would be a "fail".
-        raise InterruptedError("interrupted")
+    def run(self, test: Test, log: Log) -> int:
+        """Run a test's command; return its exit code.
 
-    return code
+        However this ends, no process of the test's group is left.
+
+        Raises:
+            OSError: it could not be started, it took too long, or Ctrl-C reached it.
+        """
+        command = [part.replace("{python}", sys.executable) for part in test.command]
+        log.write(f"$ {' '.join(command)}")
+        process = self._start(command)
+        output = threading.Thread(target=log.copy, args=[process.stdout], daemon=True)
+        output.start()
+        try:
+            code = process.wait(test.timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"not finished after {test.timeout:g} s") from None
+        finally:  # the end, the timeout, or a second Ctrl-C
+            kill_group(process)
+            self._running.discard(process)
+            output.join(LAST_OUTPUT)
+        if code == -signal.SIGINT or self._stopped:
+            # Either Ctrl-C came in the moment before the session was new, or `stop` has killed it.
+            # What is raised after a stop request is not booked, so the test is pending; as an exit
+            # code it would be a "fail".
+            raise InterruptedError("interrupted")
+
+        return code
+
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        with self._lock:  # or `stop` could miss one that begins at this moment
+            if self._stopped:
+                raise InterruptedError("interrupted")
+            process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,  # a test that asks a question gets "end of file"
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="backslashreplace",
+                # A terminal sends Ctrl-C to its whole foreground group. The test would die of it
+                # and be booked as failed, while the batch wants to let it finish: so it gets a
+                # group of its own.
+                start_new_session=True,
+            )
+            self._running.add(process)
+
+        return process
+
+    def stop(self) -> None:
+        """Kill what runs, in whatever thread, and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            kill_group(process)
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
@@ -173,20 +213,29 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def run_all(batch: ResumableBatch[Test], folder: Path, logs: Path) -> None:
+def run_all(batch: ResumableBatch[Test], runner: Runner, logs: Path, concurrency: int) -> None:
     """Run what is pending and print a line for each test."""
-    for test in batch:
-        with batch.attempt(test) as attempt:
-            log = Log(logs / f"{test.name}.log", test.name, attempt.run)
-            try:
-                code = run_test(test, folder, log)
-            except OSError as error:  # TimeoutError is one
-                log.write(f"error: {error}")
-                raise  # the attempt books it
-            log.write(f"exit code {code}")
-            attempt.save({"exit_code": code}, status="fail" if code else "pass")
-        if record := batch.checkpoint.get(test.name):  # none if it was left pending
-            print(f"{record.status:<6} {test.name}  {record.seconds or 0:.1f} s", flush=True)
+    begun: set[str] = set()
+
+    def run(test: Test) -> None:
+        attempt = current_attempt()
+        assert attempt is not None  # the batch calls this, and nobody else
+        begun.add(test.name)
+        log = Log(logs / f"{test.name}.log", test.name, attempt.run)
+        try:
+            code = runner.run(test, log)
+        except OSError as error:  # TimeoutError is one
+            log.write(f"error: {error}")
+            raise  # the attempt books it
+        log.write(f"exit code {code}")
+        attempt.save({"exit_code": code}, status="fail" if code else "pass")
+
+    try:
+        for record in batch.map(run, concurrency=concurrency):
+            if record.id in begun:  # the records of earlier runs come by, too
+                print(f"{record.status:<6} {record.id}  {record.seconds or 0:.1f} s", flush=True)
+    finally:  # after a second Ctrl-C there are tests that still run
+        runner.stop()
 
 
 def report(records: Sequence[Record], logs: Path) -> None:
@@ -229,7 +278,17 @@ def parser() -> Parser:
     parser.add_argument("--checkpoint", type=Path, default=Path("e2e.jsonl"), metavar="FILE")
     parser.add_argument("--logs", type=Path, default=Path("e2e-logs"), metavar="DIR")
     parser.add_argument("--tests", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument(
+        "--concurrency", type=int, default=1, metavar="N", help="run so many tests at a time"
+    )
     parser.add_argument("--status-file", type=Path, metavar="FILE", help="holds the batch back")
+    parser.add_argument(
+        "--max-wait",
+        type=float,
+        default=0.0,  # a scheduler starts this script again; it need not sit here and wait
+        metavar="SECONDS",
+        help="wait so long for the status file, and exit with 2 if it takes longer (default: 0)",
+    )
     parser.add_argument("--retry-errors", action="store_true", help="run tests with an error again")
     parser.add_argument("--fresh", action="store_true", help="run all; the old checkpoint is kept")
     parser.add_argument(
@@ -249,11 +308,6 @@ def run(args: argparse.Namespace, tests: Sequence[Test]) -> int:
         clean_up(args.checkpoint, args.logs, tests)
         return 0
     guard = StatusFileGuard(args.status_file) if args.status_file else None
-    # Asked once before the checkpoint is touched: a limit that the batch itself runs into is stored
-    # and kept to until its time, and whoever takes the file away wants the next start to go on.
-    if guard and (limit := guard.check()):
-        print(f"{limit}; run this again then")
-        return 2
     args.logs.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(
         args.checkpoint,
@@ -270,12 +324,12 @@ def run(args: argparse.Namespace, tests: Sequence[Test]) -> int:
         key="name",
         redo="error" if args.retry_errors else None,
         guard=guard,
-        max_wait=0,  # a scheduler starts this script again; it need not sit here and wait
+        max_wait=args.max_wait,
     ) as batch:
-        run_all(batch, args.manifest.parent, args.logs)
+        run_all(batch, Runner(args.manifest.parent), args.logs, args.concurrency)
     records = [record for test in selected if (record := checkpoint.get(test.name))]
     report(records, args.logs)
-    print(batch.summary)
+    print(f"{guard.limit}; run this again then" if guard and guard.limit else batch.summary)
     if batch.exit_code == 0 and any(record.status == "fail" for record in records):
         return 1  # to the library "fail" is an answer like any other
 

@@ -188,11 +188,12 @@ def test_a_reader_beside_the_writer_always_sees_a_beginning(path, child):
         growing.add(now)
         before = now
     reader.refresh()
-
-    assert len(reader) == count
-    assert looks >= 300
-    assert len(growing) > 10
+    found = len(reader)
     reader.close()
+
+    assert found == count
+    assert looks >= 300
+    assert len(growing) > 2, "no look fell between the first record and the last"
 
 
 def test_a_reader_writes_nothing_and_locks_nothing(path):

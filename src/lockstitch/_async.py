@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,9 +109,9 @@ def _cancelled() -> bool:
 
 def _in_thread(executor: ThreadPoolExecutor, fn: Callable[..., R], *args: Any) -> asyncio.Future[R]:
     # What the caller has set in context variables holds there too, as with `asyncio.to_thread`.
-    context = contextvars.copy_context()
+    call = functools.partial(contextvars.copy_context().run, fn, *args)
 
-    return asyncio.get_running_loop().run_in_executor(executor, context.run, fn, *args)
+    return asyncio.get_running_loop().run_in_executor(executor, call)
 
 
 async def _finish(future: asyncio.Future[R]) -> R:
