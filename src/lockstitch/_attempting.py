@@ -55,9 +55,7 @@ class Attempting:
         outcome = self._attempt.outcome(error)
         if isinstance(error, asyncio.CancelledError) and not self._attempt.saved:
             outcome = attrs.evolve(outcome, cancelled=True)
-        if (
-            outcome.fatal is not None
-        ):  # it is raised again, which a thread cannot do for all of them
+        if outcome.fatal is not None:  # raised again, which a thread cannot do for all of them
             self._session.settle(self._entry, outcome)
         await asyncio.to_thread(self._session.settle, self._entry, outcome)
 

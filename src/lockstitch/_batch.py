@@ -230,25 +230,24 @@ class ResumableBatch(Generic[T]):
         session.note_parking()
 
     def _entered(self) -> tuple[Run, Session[T]]:
-        if self._run is None:
-            raise UsageError("a batch works inside its with: `with ResumableBatch(…) as batch:`")
+        run = self._open_run()
         if self._session is None:
             self._session = self._new_session(self._input)
 
-        return self._run, self._session
+        return run, self._session
+
+    def _open_run(self) -> Run:
+        if self._run is None:
+            raise UsageError("a batch works inside its with: `with ResumableBatch(…) as batch:`")
+
+        return self._run
 
     def _new_session(self, input: Input[Any]) -> Session[Any]:
-        run = self._run
-        if run is None:
-            raise UsageError("a batch works inside its with: `with ResumableBatch(…) as batch:`")
+        run, settings = self._open_run(), self._settings
         store = run.store
         redo = redo_test(
-            self._settings.redo,
-            store.ledger.status,
-            lambda id: get(store.journal, store.codec, id),
+            settings.redo, store.ledger.status, lambda id: get(store.journal, store.codec, id)
         )
-
-        settings = self._settings
 
         return Session(run, input, settings.rules, settings.checks, redo, settings.report)
 
@@ -282,8 +281,7 @@ class ResumableBatch(Generic[T]):
     def raise_if_stopped(self) -> None:
         """Raise `BatchStopped` if a limit, a signal or a rule has stopped the loop."""
         _, session = self._entered()
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     @property
     def summary(self) -> Summary:
@@ -318,8 +316,7 @@ class ResumableBatch(Generic[T]):
         while (entry := session.hand_out()) is not None:
             yield entry.item
         self._complete = session.scheduler.stop_reason is None
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     def _defer_until_exit(self, session: Session[Any]) -> None:
         """In a loop the work lies between the steps: defer signals until the `with` ends."""
@@ -340,8 +337,7 @@ class ResumableBatch(Generic[T]):
             async for entry in entries:
                 yield entry.item
         self._complete = session.scheduler.stop_reason is None
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     def save(self, item: T, result: Any = None, *, status: str = "ok") -> None:
         """Store the record of an item that was handed out. Once this returns, it is done.
@@ -449,8 +445,7 @@ class ResumableBatch(Generic[T]):
                         yield get(run.store.journal, run.store.codec, each)
             for each in _taken(skipped):
                 yield get(run.store.journal, run.store.codec, each)
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     def _driven(
         self, session: Session[T], fn: Callable[[T], Any], concurrency: int, *, affinity: bool
@@ -497,8 +492,7 @@ class ResumableBatch(Generic[T]):
                         yield await asyncio.to_thread(get, run.store.journal, run.store.codec, each)
             for each in _taken(skipped):
                 yield await asyncio.to_thread(get, run.store.journal, run.store.codec, each)
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     async def _adriven(
         self, session: Session[T], fn: Callable[[T], Awaitable[Any]], concurrency: int

@@ -49,8 +49,7 @@ class Calls(ResumableBatch[Any]):
         with self._deferred(session):
             for _ in drive(session, Inline(lambda _id: fn(), session.events), book=book):
                 continue
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     async def acall(self, id: str, fn: Callable[[], Awaitable[Any]], *, book: bool) -> None:
         """As `call`, for a coroutine function."""
@@ -63,8 +62,7 @@ class Calls(ResumableBatch[Any]):
             ) as driven:
                 async for _ in driven:
                     continue
-        if (stopped := session.stopped()) is not None:
-            raise stopped
+        session.raise_if_stopped()
 
     def _of_one(self, id: str) -> Session[str]:
         session = self._new_session(Input([id]))

@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 from ._attempt import Attempt, Outcome
 from ._clock import Clock
-from ._errors import BatchStopped
 from ._guard import Check, ask
 from ._input import Input, twice
 from ._model import ErrorInfo, Failure, Limit, duration
@@ -197,12 +196,12 @@ class Session(Generic[T]):
                 self.run.pause(limit, until, "retry" if self.scheduler.retry_parks else self._by)
             self._parked = True
 
-    def stopped(self) -> BatchStopped | None:
-        """Return the exception that says why this pass stopped early, None if it did not."""
+    def raise_if_stopped(self) -> None:
+        """Raise `BatchStopped` if a limit, a signal or a rule has stopped this pass early."""
         reason = self.scheduler.stop_reason
         self.read_on()
-
-        return None if reason is None else self.run.stopped(reason, self.resume_at)
+        if reason is not None:
+            raise self.run.stopped(reason, self.resume_at)
 
     @property
     def resume_at(self) -> datetime | None:
