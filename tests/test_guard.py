@@ -187,6 +187,21 @@ def test_a_limit_that_leaves_a_bare_loop_parks_the_run(tmp_path):
     assert batch.summary.pending == 2
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_while_a_limit_is_handled_is_an_interrupt(tmp_path, stop):
+    """What leaves the `with` is judged by itself, and no interrupt is swallowed as a pause."""
+    batch = ResumableBatch(tmp_path / "r.jsonl", range(3))
+    with pytest.raises(stop), batch:
+        for _item in batch:
+            try:
+                raise RateLimited(Limit.after(3600))  # noqa: TRY301 - as a client would
+            except RateLimited:
+                raise stop  # noqa: B904 - an interrupt comes without a cause
+
+    assert batch.summary.stopped_by == "signal"
+    assert batch.summary.resume_at is None
+
+
 def test_several_guards_are_all_asked_and_the_latest_end_counts(tmp_path):
     """Guards compose: a list of them is one."""
     near, far = Quota(0, Limit.after(5)), Quota(0, Limit.after(9))

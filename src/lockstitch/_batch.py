@@ -158,8 +158,9 @@ class ResumableBatch(Generic[T]):
         reason, own = self._reason(session, error)
         deferral, self._deferral = self._deferral, None
         try:
-            if own and error is not None and (limit := Limit.from_exception(error)) is not None:
-                self._park(session, limit)
+            # A stop of the batch's own is sealed as it is, whatever was being handled just then.
+            if own and error is not None and not isinstance(error, BatchStopped):
+                self._park(session, Limit.from_exception(error) or Limit())
             self._seal(run, reason, quiet=error is not None and not own)
             session.read_on()
             resume_at = run.last_stop.summary.resume_at if run.last_stop else session.resume_at
@@ -208,11 +209,12 @@ class ResumableBatch(Generic[T]):
             # Of this batch only: a nested one's stop is the caller's to see.
             return (error.reason, True) if error in session.run.raised else ("failed", False)  # type: ignore[return-value]
         if error is not None:
-            if Limit.from_exception(error) is not None:
-                return "limit", True
             if isinstance(error, GeneratorExit):
                 return "left", False
-            return ("failed" if isinstance(error, Exception) else "signal"), False
+            if not isinstance(error, Exception):
+                return "signal", False  # also when it struck while a limited response was handled
+            limited = Limit.from_exception(error) is not None
+            return ("limit", True) if limited else ("failed", False)
         if session.scheduler.stop_reason is not None:
             return session.scheduler.stop_reason, False
 
