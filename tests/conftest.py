@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -32,6 +33,14 @@ def _descriptors():
             continue
 
     return found
+
+
+def pytest_make_parametrize_id(val):
+    """Name a parameter by its text, without the address that differs in every process."""
+    if isinstance(val, str):
+        return None
+
+    return re.sub(r" at 0x[0-9a-f]+", "", ascii(val))[:120]
 
 
 @pytest.fixture(autouse=True)

@@ -104,13 +104,15 @@ def test_every_driver_works_on_every_loop(path, run, drive):
 
 def test_no_more_run_than_concurrency_says(path):
     """The window is full and never fuller."""
-    running, widest = 0, 0
+    running, widest, full = 0, 0, asyncio.Event()
 
     async def work(_item):
         nonlocal running, widest
         running += 1
         widest = max(widest, running)
-        await asyncio.sleep(0.001)
+        if running == 7:
+            full.set()
+        await asyncio.wait_for(full.wait(), 30)
         running -= 1
 
     async def main():

@@ -477,7 +477,6 @@ def test_a_checkpoint_that_was_open_stays_open(path):
         {"max_crashes": 0},
         {"max_crashes": True},
     ],
-    ids=str,
 )
 def test_wrong_arguments_are_refused_and_nothing_is_written(tmp_path, arguments):
     """The error comes when the batch is made, and the folder stays empty."""
@@ -506,7 +505,6 @@ def test_what_is_no_collection_of_items_is_refused(path, items):
         ([1], lambda _item: 1 / 0, "ZeroDivisionError"),
         (["x" * 5000], None, "limit"),
     ],
-    ids=str,
 )
 def test_an_item_without_an_id_is_refused_before_anything_runs(path, items, key, message):
     """The error names the item and what to pass; nothing is written."""

@@ -177,7 +177,7 @@ BAD_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", BAD_ARGUMENTS, ids=str)
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS)
 def test_a_wrong_argument_is_refused_before_anything_happens(path, arguments):
     """When it is made, not at the first save after an hour."""
     with pytest.raises(UsageError):

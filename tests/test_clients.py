@@ -418,7 +418,6 @@ def test_a_long_refusal_parks_and_the_next_start_goes_on(tmp_path, provider, cal
         (429, {"Retry-After": "30", "x-should-retry": "false"}),
         (500, {}),
     ],
-    ids=str,
 )
 def test_an_answer_that_is_no_refusal_is_an_error(tmp_path, provider, call, status, headers):
     """What another try would not help is booked at once, and the rest goes on."""

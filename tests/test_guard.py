@@ -232,14 +232,14 @@ async def _asynchronous():
     return None
 
 
-@pytest.mark.parametrize("guard", [lambda: True, lambda: "no", _asynchronous], ids=str)
+@pytest.mark.parametrize("guard", [lambda: True, lambda: "no", _asynchronous])
 def test_a_guard_that_answers_nonsense_is_refused(tmp_path, guard):
     """An answer is a Limit or None; an asynchronous guard has no place in a plain loop."""
     with pytest.raises(UsageError), ResumableBatch(tmp_path / "r.jsonl", [1], guard=guard) as batch:
         batch.run(str)
 
 
-@pytest.mark.parametrize("guard", [42, "guard", [None], Quota], ids=str)
+@pytest.mark.parametrize("guard", [42, "guard", [None], Quota])
 def test_what_is_no_guard_is_refused_when_the_batch_is_made(tmp_path, guard):
     """The error comes before anything is opened."""
     with pytest.raises(UsageError):

@@ -68,7 +68,7 @@ def test_a_limit_until_a_moment_stands_until_then():
     assert quota.asked == 2
 
 
-@pytest.mark.parametrize("over", [Limit(), Limit.after(0)], ids=str)
+@pytest.mark.parametrize("over", [Limit(), Limit.after(0)])
 def test_a_limit_without_an_end_to_come_holds_as_long_as_go_on(over):
     """An unknown end, or one that is over, is asked about again after the seconds given."""
     quota = Quota(over)
@@ -182,7 +182,7 @@ def test_an_asynchronous_guard_is_refused_by_a_plain_loop(tmp_path):
         batch.run(str)
 
 
-@pytest.mark.parametrize("arguments", [(42, 10), ([Quota()], 10), (Quota, 10)], ids=str)
+@pytest.mark.parametrize("arguments", [(42, 10), ([Quota()], 10), (Quota, 10)])
 def test_what_is_no_guard_is_refused(arguments):
     """The error comes when the guard is made."""
     with pytest.raises(UsageError, match="guard"):
@@ -382,7 +382,6 @@ def test_an_asynchronous_limiter_is_refused():
         (SimpleNamespace(hit=len, get_window_stats=len),),
         (SimpleNamespace(try_acquire=len, bucket_factory=len), "name", "more"),
     ],
-    ids=str,
 )
 def test_what_is_no_limiter_is_refused(arguments):
     """The error says what is taken, and that a function is a guard already."""

@@ -49,7 +49,7 @@ WAITS = [
 ]
 
 
-@pytest.mark.parametrize(("wait", "expected"), WAITS, ids=str)
+@pytest.mark.parametrize(("wait", "expected"), WAITS)
 def test_the_waits_are_tenacitys(wait, expected):
     """Whatever computes the wait is asked, and what it says is waited."""
     assert delays(from_tenacity(tenacity.Retrying(wait=wait)), 4) == expected
@@ -62,7 +62,6 @@ def test_the_waits_are_tenacitys(wait, expected):
         (tenacity.wait_random_exponential(multiplier=1, max=4), [1, 2, 4, 4]),
         (tenacity.wait_exponential_jitter(initial=1, max=6, jitter=1), [2, 3, 5, 6]),
     ],
-    ids=str,
 )
 def test_random_waits_stay_random(wait, most):
     """Each item draws its own wait, within the bounds."""
@@ -288,9 +287,7 @@ def test_an_asynchronous_retrying_with_plain_parts_is_a_policy():
     assert policy(failure()) == 4
 
 
-@pytest.mark.parametrize(
-    "given", [None, 3, len, tenacity.Retrying, tenacity.stop_after_attempt(3)], ids=str
-)
+@pytest.mark.parametrize("given", [None, 3, len, tenacity.Retrying, tenacity.stop_after_attempt(3)])
 def test_what_is_no_retrying_is_refused(given):
     """The error names what is taken, and where it is found."""
     with pytest.raises(UsageError, match=r"\.retry"):

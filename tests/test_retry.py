@@ -99,7 +99,6 @@ def test_a_name_with_a_module_fits_only_under_that_module():
         {"on": 42},
         {"on": int},
     ],
-    ids=str,
 )
 def test_wrong_arguments_are_refused(arguments):
     """A policy that could not mean anything is refused when it is made."""

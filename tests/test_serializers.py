@@ -347,7 +347,6 @@ class Claims:
         ("text", "not bytes"),
         (None, "not bytes"),
     ],
-    ids=str,
 )
 def test_a_serializer_that_does_not_write_json_is_found_out(data, reason):
     """Before the line is written; a line that is no JSON could never be read again."""

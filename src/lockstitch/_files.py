@@ -7,6 +7,7 @@ call, cut any write at any byte, or keep the whole file in memory, and know that
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import queue
 import secrets
@@ -169,18 +170,13 @@ class SystemFiles:
             return False
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         # The advice may be ignored (tmpfs, pages mapped by somebody). A read that must not wait
-        # for the disk succeeds only where a page is still in memory.
-        probe = bytearray(1)
-        for offset in (*range(0, size, _BLOCK), max(0, size - 1)):
-            try:
-                if os.preadv(fd, [probe], offset, os.RWF_NOWAIT):
-                    return False
-            except BlockingIOError:
-                continue
-            except OSError:
-                return False
-
-        return True
+        # for the disk succeeds only where a page is still in memory. It also begins to fetch the
+        # page, and with read-ahead those behind it, so none is asked about after that.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        try:
+            return not any(_in_memory(fd, offset) for offset in _probes(size))
+        finally:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)
 
     def stat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
@@ -227,6 +223,23 @@ class SystemFiles:
             for other in os.listdir(folder or ".")
             if other.startswith(name)
         ]
+
+
+def _probes(size: int) -> list[int]:
+    """Return offsets to ask about: one in each block and the last, in different pages."""
+    last = max(0, size - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+
+    return sorted({*range(0, size, _BLOCK), last})
+
+
+def _in_memory(fd: int, offset: int) -> bool:
+    """Tell whether the page at `offset` is cached, or whether that cannot be known."""
+    try:
+        return bool(os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def write_all(files: Files, fd: int, data: bytes) -> None:
