@@ -1,0 +1,1 @@
+"""How fast lockstitch is, against floors and peers: `python -m benchmarks`."""
