@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
-from . import imports, overhead, resume, save, threads
-from ._measure import Rig, say
-from .report import budget_table
+from . import growth, imports, jobs, overhead, resume, save, threads
+from ._measure import Rig
+from .report import Budget, Plot, budget_table, draw, pasted
 
 WORKLOADS = {
     "save": save.measure,
@@ -16,28 +17,48 @@ WORKLOADS = {
     "threads": threads.measure,
     "overhead": overhead.measure,
     "import": imports.measure,
+    "jobs": jobs.measure,
+    "growth": growth.measure,
 }
 
 
 def main() -> None:
-    """Measure, write the tables, and print the budgets."""
+    """Measure, write what was found, and print it; the budgets last."""
     arguments = _parser().parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    budgets = []
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    budgets: list[Budget] = []
     # The scratch folder is on the disk of the output: a sync in a file system in memory is free.
-    with tempfile.TemporaryDirectory(dir=arguments.output, prefix="scratch-") as scratch:
+    with tempfile.TemporaryDirectory(dir=output, prefix="scratch-") as scratch:
         rig = Rig(Path(scratch).resolve(), arguments.largest, arguments.rounds)
         if arguments.quick:
             rig.largest, rig.rounds = min(rig.largest, 100_000), min(rig.rounds, 3)
         for name in arguments.workloads or WORKLOADS:
             findings = WORKLOADS[name](rig)
-            text = "\n\n".join(map(str, findings.tables))
-            (arguments.output / f"{name}.md").write_text(f"{text}\n", encoding="utf-8")
-            print(f"{text}\n", flush=True)
+            _write(name, "\n\n".join(map(str, findings.tables)), arguments)
+            _draw(name, findings.plots, rig, output)
             budgets += findings.budgets
-    print(budget_table(budgets))
+        (output / "rounds.json").write_text(json.dumps(rig.raw, indent=1), encoding="utf-8")
+    _write("budgets", str(budget_table(budgets)), arguments)
     for line in rig.skipped:
-        say(f"skipped: {line}")
+        print(f"Skipped: {line}.")
+
+
+def _write(name: str, text: str, arguments: argparse.Namespace) -> None:
+    (arguments.output / f"{name}.md").write_text(f"{text}\n", encoding="utf-8")
+    print(f"{text}\n", flush=True)
+    if arguments.paste is not None:
+        page = arguments.paste.read_text(encoding="utf-8")
+        arguments.paste.write_text(pasted(page, name, text), encoding="utf-8")
+
+
+def _draw(name: str, plots: list[Plot], rig: Rig, output: Path) -> None:
+    if not plots:
+        return
+    try:
+        draw(plots, output / f"{name}.svg")
+    except ImportError:
+        rig.leave_out(f"the plot of {name}: matplotlib is not installed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("benchmark-results"),
         metavar="FOLDER",
-        help="where tables go; on the disk to be measured (default: %(default)s)",
+        help="where tables and plots go; on the disk to be measured (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--paste",
+        type=Path,
+        metavar="PAGE",
+        help="put the tables between the markers of this Markdown page, too",
     )
 
     return parser

@@ -152,14 +152,14 @@ def ratios(rounds: list[Figures], floor: list[Figures], figure: str) -> Spread:
 # In the fresh process: what a case measures with
 
 
-def records(count: int, first: int = 0) -> list[tuple[str, dict[str, Any]]]:
-    """Return items to save: an id, and a result that makes a record of about 185 bytes."""
+def records(count: int, first: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield items to save: an id, and a result that makes a record of about 185 bytes."""
     text = "the answer of a model, or what a test has printed; about a hundred characters, as usual"
 
-    return [
+    return (
         (id, {"score": number % 100 / 100, "text": f"{number:09} {text}"})
         for number, id in enumerate(ids(count, first), first)
-    ]
+    )
 
 
 def ids(count: int, first: int = 0) -> Iterator[str]:

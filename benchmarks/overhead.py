@@ -24,7 +24,7 @@ from ._measure import (
 )
 from .report import Budget, Findings, Table
 
-ITEMS = 100_000
+ITEMS = 20_000
 
 BARE = "a bare loop"
 FLOOR = "a loop with os.write(id)"

@@ -120,6 +120,127 @@ def sqlite_pending(path: Path, asked: Iterable[str]) -> int:
     return sum(id not in done for id in asked)
 
 
+def lmdb(path: Path, items: Items, fsync: bool) -> None:
+    """A transaction an item. Without sync, but with no writable map, the system has every page."""
+    import lmdb
+
+    with lmdb.open(str(path), map_size=1 << 34, sync=fsync, metasync=fsync) as environment:
+        for id, value in items:
+            with environment.begin(write=True) as transaction:
+                transaction.put(id.encode(), json.dumps(value).encode())
+
+
+def lmdb_pending(path: Path, asked: Iterable[str]) -> int:
+    """It is mapped, and sorted: asked for each id, it needs no set of them."""
+    import lmdb
+
+    with (
+        lmdb.open(str(path), map_size=1 << 34, readonly=True) as environment,
+        environment.begin(buffers=True) as transaction,
+    ):
+        return sum(transaction.get(id.encode()) is None for id in asked)
+
+
+def diskcache(path: Path, items: Items, fsync: bool) -> None:
+    """An Index, its form that never evicts; synchronous is its setting, and NORMAL its default."""
+    from diskcache import Cache, Index
+
+    cache = Cache(path, eviction_policy="none", sqlite_synchronous=2 if fsync else 1)
+    index = Index.fromcache(cache)
+    for id, value in items:
+        index[id] = value
+    cache.close()
+
+
+def diskcache_pending(path: Path, asked: Iterable[str]) -> int:
+    """Its keys at once, which is faster than `in` for each."""
+    from diskcache import Index
+
+    index = Index(str(path))
+    done = set(index)
+    index.cache.close()
+
+    return sum(id not in done for id in asked)
+
+
+def sqlitedict(path: Path, items: Items, _fsync: bool) -> None:
+    """`commit()` waits for its thread; `autocommit=True` does not. It sets synchronous to OFF."""
+    from sqlitedict import SqliteDict
+
+    with SqliteDict(str(path / "results.sqlite"), journal_mode="WAL") as results:
+        for id, value in items:
+            results[id] = value
+            results.commit()
+
+
+def joblib_memory(path: Path, items: Items, _fsync: bool) -> None:
+    """A cached function, called once an item; a temporary file and a rename, never synced."""
+    from joblib import Memory
+
+    cached = Memory(path, verbose=0).cache(_result_of, ignore=["value"])
+    for id, value in items:
+        cached(id, value)
+
+
+def _result_of(id: str, value: Any) -> Any:
+    """Stand for the work on an item."""
+    del id
+
+    return value
+
+
+def batchledger(path: Path, items: Items, _fsync: bool) -> None:
+    """It owns the loop, and says what it begins, too: two commits an item, always FULL."""
+    from batchledger import Ledger
+
+    results: dict[str, Any] = {}
+
+    def asked() -> Iterable[str]:
+        for id, value in items:
+            results[id] = value
+            yield id
+
+    with Ledger(path / "ledger.sqlite", namespace="benchmark", version="1") as ledger:
+        for _ in ledger.run(results.pop, asked(), key=str):
+            continue
+
+
+def dbos(path: Path, items: Items, _fsync: bool) -> None:
+    """One workflow with a step an item, on SQLite in its default mode, which always syncs."""
+    from dbos import DBOS
+
+    step = DBOS.step()(_result_of)
+
+    @DBOS.workflow()
+    def batch() -> None:
+        for id, value in items:
+            step(id, value)
+
+    DBOS(
+        config={
+            "name": "benchmark",
+            "system_database_url": f"sqlite:///{path}/dbos.sqlite",
+            "log_level": "ERROR",
+        }
+    )
+    DBOS.launch()
+    batch()
+    DBOS.destroy()
+
+
+def json_document(path: Path, items: Items, fsync: bool) -> None:
+    """What many scripts do: all results in one document, written anew and renamed into place."""
+    results: dict[str, Any] = {}
+    for id, value in items:
+        results[id] = value
+        with open(path / "results.tmp", "w", encoding="ascii") as document:
+            json.dump(results, document)
+            document.flush()
+            if fsync:
+                os.fsync(document.fileno())
+        os.replace(path / "results.tmp", path / "results.json")
+
+
 PEERS = (
     Peer(FLOOR[False], floor, floor_pending, "json.loads of plain lines", fsync=(False,)),
     Peer(FLOOR[True], floor, fsync=(True,)),
@@ -133,4 +254,18 @@ PEERS = (
         fsync=(False,),
     ),
     Peer("sqlite3, WAL, FULL", sqlite, fsync=(True,)),
+    Peer("lmdb, transaction an item", lmdb, lmdb_pending, "lmdb, get an id", needs=("lmdb",)),
+    Peer(
+        "diskcache.Index",
+        diskcache,
+        diskcache_pending,
+        "diskcache.Index, its keys into a set",
+        needs=("diskcache",),
+        most=100_000,
+    ),
+    Peer("sqlitedict", sqlitedict, needs=("sqlitedict",), fsync=(False,), most=10_000),
+    Peer("joblib.Memory", joblib_memory, needs=("joblib",), fsync=(False,), most=10_000),
+    Peer("batchledger", batchledger, needs=("batchledger",), fsync=(True,), most=10_000),
+    Peer("DBOS on SQLite, step an item", dbos, needs=("dbos",), fsync=(True,), most=1_000),
+    Peer("one JSON document, rewritten", json_document, most=1_000),
 )

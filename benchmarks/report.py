@@ -1,10 +1,14 @@
-"""What a workload found, as Markdown."""
+"""What a workload found, as Markdown and as plots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import attrs
+
+#: A line of a plot: from x to y.
+Line = dict[int, float]
 
 
 @attrs.frozen
@@ -54,13 +58,62 @@ class Budget:
 
 
 @attrs.frozen
+class Plot:
+    """A panel of lines, both axes logarithmic."""
+
+    x: str
+    y: str
+    lines: dict[str, Line]
+
+
+@attrs.frozen
 class Findings:
     """What a workload has to show."""
 
     tables: list[Table] = attrs.field(factory=list)
     budgets: list[Budget] = attrs.field(factory=list)
+    plots: list[Plot] = attrs.field(factory=list)
 
 
 def budget_table(budgets: Iterable[Budget]) -> Table:
     """Return all budgets with what was measured."""
     return Table("Budgets", ("what", "budget", "measured", ""), [each.row for each in budgets])
+
+
+def draw(plots: list[Plot], path: Path) -> None:
+    """Write the plots side by side; the same findings make the same bytes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": path.name, "svg.fonttype": "none"})
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(plots), figsize=(5 * len(plots), 4), squeeze=False)
+    for plot, panel in zip(plots, panels[0], strict=True):
+        for name, line in plot.lines.items():
+            panel.plot(list(line), list(line.values()), marker=".", label=name)
+        panel.set(xscale="log", yscale="log", xlabel=plot.x, ylabel=plot.y)
+        panel.grid(visible=True, alpha=0.3)
+    panels[0][0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def pasted(page: str, name: str, text: str) -> str:
+    """Return a page with `text` between its markers `<!-- name -->` and `<!-- end of name -->`.
+
+    Raises:
+        ValueError: the page has no such markers.
+    """
+    opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(opening)
+    _, found, after = rest.partition(closing)
+    if not found:
+        raise ValueError(f"the page has no {opening.strip()} with {closing}")
+
+    return f"{before}{opening}\n{text}\n\n{closing}{after}"

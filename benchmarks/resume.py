@@ -28,7 +28,7 @@ SIZES = (100_000, 1_000_000)
 FLOOR = "json.loads of lockstitch's lines"
 
 #: The floor reads what lockstitch has written.
-WAYS = {FLOOR: Peer(FLOOR, lockstitch, json_pending, FLOOR, ("lockstitch",))} | {
+WAYS = {FLOOR: Peer(FLOOR, lockstitch, json_pending, FLOOR)} | {
     peer.reading: peer for peer in PEERS if peer.pending is not None
 }
 
@@ -38,7 +38,7 @@ MIB = 1 << 20
 def fill(folder: Path, way: str, store: str, count: int) -> Figures:
     """Save `count` records into a folder that stays; not measured."""
     del folder
-    WAYS[way].save(Path(store), iter(records(count)), False)
+    WAYS[way].save(Path(store), records(count), False)
 
     return {}
 
@@ -97,14 +97,15 @@ def _rounds(rig: Rig, size: int) -> Rounds:
     ways = [peer for peer in WAYS.values() if size <= peer.most]
     with tempfile.TemporaryDirectory(dir=rig.scratch) as stores:
         cases = []
-        for number, peer in enumerate(ways):
-            store = Path(stores, str(number))
-            store.mkdir()
+        for peer in ways:
+            store = Path(stores, peer.save.__name__)
             arguments = {"way": peer.reading, "store": str(store), "count": size}
             case = Case(peer.reading, "resume:pending", arguments, peer.needs)
             if rig.can_run(case):
                 cases.append(case)
-                rig.once(Case(peer.reading, "resume:fill", arguments))
+                if not store.exists():
+                    store.mkdir()
+                    rig.once(Case(peer.reading, "resume:fill", arguments))
 
         return rig.rounds_of(f"Resume, {size:,} ids", cases)
 

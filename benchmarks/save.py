@@ -19,7 +19,7 @@ TITLES = {
 def save(folder: Path, peer: str, count: int, fsync: bool) -> Figures:
     """Save `count` records and return microseconds and bytes per item."""
     run = next(each.save for each in PEERS if each.name == peer)
-    items = records(count)
+    items = list(records(count))
     watch = Stopwatch()
     quiet()
     run(folder, watch.over(items, [count]), fsync)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ._measure import Case, Figures, Rig, Rounds, Spread, quiet, ratios, records, values
 from .peers import INSERT, open_sqlite
-from .report import Budget, Findings, Table
+from .report import Budget, Findings, Plot, Table
 
 #: Saves in one measurement; all threads together.
 SAVES = 4_096
@@ -106,7 +106,7 @@ WAYS = {
 def save(folder: Path, way: str, threads: int, work: float, saves: int) -> Figures:
     """Return the saves in a second of so many threads, from their common start to the last end."""
     share = max(1, saves // threads)
-    shares = [records(share, number * share) for number in range(threads)]
+    shares = [list(records(share, number * share)) for number in range(threads)]
     started = threading.Barrier(threads + 1)
     ended: list[int] = []
 
@@ -142,6 +142,7 @@ def measure(rig: Rig) -> Findings:
     for work in WORK:
         found = {threads: _rounds(rig, threads, work, saves) for threads in THREADS}
         findings.tables.append(_table(found, work))
+        findings.plots.append(_plot(found, work))
         if not work:
             findings.budgets.extend(_budgets(found[THREADS[-1]]))
 
@@ -169,6 +170,15 @@ def _table(found: dict[int, Rounds], work: float) -> Table:
     head = ("way", *(f"{count} threads, ratio" for count in found), f"saves/s with {THREADS[-1]}")
 
     return Table(f"Threads, fsync on, {work * 1000:g} ms of work an item", head, rows)
+
+
+def _plot(found: dict[int, Rounds], work: float) -> Plot:
+    lines = {
+        way: {count: values(rounds[way], "saves_s").median for count, rounds in found.items()}
+        for way in WAYS
+    }
+
+    return Plot(f"threads, {work * 1000:g} ms of work an item", "saves a second", lines)
 
 
 def _budgets(rounds: Rounds) -> list[Budget]:
