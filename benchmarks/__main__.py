@@ -36,7 +36,7 @@ def main() -> None:
         for name in arguments.workloads or WORKLOADS:
             findings = WORKLOADS[name](rig)
             _write(name, "\n\n".join(map(str, findings.tables)), arguments)
-            _draw(name, findings.plots, rig, output)
+            _draw(name, findings.plots, rig, arguments)
             budgets += findings.budgets
         (output / "rounds.json").write_text(json.dumps(rig.raw, indent=1), encoding="utf-8")
     _write("budgets", str(budget_table(budgets)), arguments)
@@ -52,11 +52,13 @@ def _write(name: str, text: str, arguments: argparse.Namespace) -> None:
         arguments.paste.write_text(pasted(page, name, text), encoding="utf-8")
 
 
-def _draw(name: str, plots: list[Plot], rig: Rig, output: Path) -> None:
+def _draw(name: str, plots: list[Plot], rig: Rig, arguments: argparse.Namespace) -> None:
     if not plots:
         return
     try:
-        draw(plots, output / f"{name}.svg")
+        draw(plots, arguments.output / f"{name}.svg")
+        if arguments.paste is not None:
+            draw(plots, arguments.paste.with_name(f"{arguments.paste.stem}-{name}.svg"))
     except ImportError:
         rig.leave_out(f"the plot of {name}: matplotlib is not installed")
 
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--paste",
         type=Path,
         metavar="PAGE",
-        help="put the tables between the markers of this Markdown page, too",
+        help="put the tables between the markers of this Markdown page, and the plots beside it",
     )
 
     return parser

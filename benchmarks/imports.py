@@ -25,10 +25,10 @@ def fresh(folder: Path, statement: str) -> Figures:
 
 
 def measure(rig: Rig) -> Findings:
-    """Import it and its dependencies, at least ten times each."""
+    """Import it and its dependencies, ten times each in a full run."""
     statements = (FLOOR, "import lockstitch", "import asyncio", "pass")
     cases = [Case(each, "imports:fresh", {"statement": each}) for each in statements]
-    rounds = rig.rounds_of("Import", cases, times=4)
+    rounds = rig.rounds_of("Import", cases, times=2)
     rows = [
         (
             statement,

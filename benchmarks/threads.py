@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._measure import Case, Figures, Rig, Rounds, Spread, quiet, ratios, records, values
+from ._measure import Case, Figures, Rig, Rounds, quiet, ratios, records, values
 from .peers import INSERT, open_sqlite
 from .report import Budget, Findings, Plot, Table
 
@@ -138,13 +138,14 @@ def save(folder: Path, way: str, threads: int, work: float, saves: int) -> Figur
 def measure(rig: Rig) -> Findings:
     """Save with 1, 8 and 32 threads, with no work and with a little."""
     (saves,) = rig.sizes(SAVES)
+    counts = rig.sizes(*THREADS)
     findings = Findings()
     for work in WORK:
-        found = {threads: _rounds(rig, threads, work, saves) for threads in THREADS}
+        found = {threads: _rounds(rig, threads, work, saves) for threads in counts}
         findings.tables.append(_table(found, work))
         findings.plots.append(_plot(found, work))
         if not work:
-            findings.budgets.extend(_budgets(found[THREADS[-1]]))
+            findings.budgets.extend(_budgets(found.get(THREADS[-1])))
 
     return findings
 
@@ -163,11 +164,15 @@ def _table(found: dict[int, Rounds], work: float) -> Table:
         (
             way,
             *(f"{ratios(rounds[way], rounds[FLOOR], 'saves_s'):.2f}" for rounds in found.values()),
-            f"{values(found[THREADS[-1]][way], 'saves_s').median:,.0f}",
+            f"{values(found[max(found)][way], 'saves_s').median:,.0f}",
         )
         for way in WAYS
     ]
-    head = ("way", *(f"{count} threads, ratio" for count in found), f"saves/s with {THREADS[-1]}")
+    head = (
+        "way",
+        *(f"{count} thread{'s' * (count > 1)}, ratio" for count in found),
+        f"saves/s with {max(found)}",
+    )
 
     return Table(f"Threads, fsync on, {work * 1000:g} ms of work an item", head, rows)
 
@@ -181,21 +186,24 @@ def _plot(found: dict[int, Rounds], work: float) -> Plot:
     return Plot(f"threads, {work * 1000:g} ms of work an item", "saves a second", lines)
 
 
-def _budgets(rounds: Rounds) -> list[Budget]:
-    def ratio(floor: str) -> Spread:
-        return ratios(rounds["lockstitch"], rounds[floor], "saves_s")
+def _budgets(rounds: Rounds | None) -> list[Budget]:
+    def ratio(floor: str) -> float | None:
+        if rounds is None:
+            return None
+
+        return ratios(rounds["lockstitch"], rounds[floor], "saves_s").median
 
     return [
         Budget(
             "32 threads, saves/s, to a lock around write + fdatasync",
             4,
-            ratio(FLOOR).median,
+            ratio(FLOOR),
             at_most=False,
         ),
         Budget(
             "32 threads, saves/s, to sqlite3 FULL, one connection and a lock",
             4,
-            ratio("sqlite3, WAL, FULL, one connection and a lock").median,
+            ratio("sqlite3, WAL, FULL, one connection and a lock"),
             at_most=False,
         ),
     ]
