@@ -60,7 +60,8 @@ def _batch(path: Path, items: Iterable[str]) -> Any:
 def _loop(path: Path, items: Iterable[str]) -> None:
     with _batch(path, items) as batch:
         for item in batch:
-            batch.save(item, _nothing(item))
+            _nothing(item)
+            batch.save(item)
 
 
 def _run(path: Path, items: Iterable[str]) -> None:

@@ -68,28 +68,23 @@ def pending(folder: Path, way: str, store: str, count: int) -> Figures:
 def measure(rig: Rig) -> Findings:
     """Open and ask, at every size."""
     found = {size: _rounds(rig, size) for size in rig.sizes(*SIZES)}
-    findings = Findings()
-    for size, rounds in found.items():
-        findings.tables.append(_table(size, rounds))
-    full = found.get(SIZES[-1])
-    ours = None if full is None else full["lockstitch"]
-    findings.budgets.append(
-        Budget(
-            "open 1,000,000 records and filter 1,000,000 ids, to json.loads of the same lines",
-            0.7,
-            None if ours is None else ratios(ours, full[FLOOR], "s").median,
-        )
-    )
-    findings.budgets.append(
-        Budget(
-            "memory for 1,000,000 ids",
-            160,
-            None if ours is None else values(ours, "mib").median,
-            "MiB",
-        )
+
+    return Findings(
+        [_table(size, rounds) for size, rounds in found.items()],
+        _budgets(found.get(SIZES[-1])),
     )
 
-    return findings
+
+def _budgets(rounds: Rounds | None) -> list[Budget]:
+    ratio = memory = None
+    if rounds is not None:
+        ratio = ratios(rounds["lockstitch"], rounds[FLOOR], "s").median
+        memory = values(rounds["lockstitch"], "mib").median
+
+    return [
+        Budget("open and filter 1,000,000 ids, to json.loads of the same lines", 0.7, ratio),
+        Budget("memory for 1,000,000 ids", 160, memory, "MiB"),
+    ]
 
 
 def _rounds(rig: Rig, size: int) -> Rounds:

@@ -29,11 +29,8 @@ def test_a_workload_runs_in_its_smallest_form(workload, tmp_path):
     )
 
     assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(
-        r"^\| [^|]*(lockstitch|batch\.run)",
-        (tmp_path / f"{workload}.md").read_text("utf-8"),
-        re.MULTILINE,
-    )
+    table = (tmp_path / f"{workload}.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| [^|]*(lockstitch|batch\.run)", table, re.MULTILINE)
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".svg"} == {
         f"{workload}.md",
         "budgets.md",
