@@ -26,7 +26,7 @@ FLOOR = {False: "os.write(json.dumps)", True: "os.write(json.dumps) + fdatasync"
 
 @attrs.frozen
 class Peer:
-    """One way to keep results. `most` is the number of items that it can save in a minute or so."""
+    """One way to keep results. `most`: with more items it would take minutes."""
 
     name: str
     save: Callable[[Path, Items, bool], None]
@@ -211,11 +211,11 @@ def dbos(path: Path, items: Items, _fsync: bool) -> None:
 
     step = DBOS.step()(_result_of)
 
-    @DBOS.workflow()
     def batch() -> None:
         for id, value in items:
             step(id, value)
 
+    workflow = DBOS.workflow()(batch)
     DBOS(
         config={
             "name": "benchmark",
@@ -224,7 +224,7 @@ def dbos(path: Path, items: Items, _fsync: bool) -> None:
         }
     )
     DBOS.launch()
-    batch()
+    workflow()
     DBOS.destroy()
 
 
@@ -264,7 +264,7 @@ PEERS = (
         most=100_000,
     ),
     Peer("sqlitedict", sqlitedict, needs=("sqlitedict",), fsync=(False,), most=10_000),
-    Peer("joblib.Memory", joblib_memory, needs=("joblib",), fsync=(False,), most=10_000),
+    Peer("joblib.Memory", joblib_memory, needs=("joblib",), fsync=(False,), most=1_000),
     Peer("batchledger", batchledger, needs=("batchledger",), fsync=(True,), most=10_000),
     Peer("DBOS on SQLite, step an item", dbos, needs=("dbos",), fsync=(True,), most=1_000),
     Peer("one JSON document, rewritten", json_document, most=1_000),
