@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from ._measure import Case, Figures, Rig, Stopwatch, quiet, records, values
+from ._case import Figures, Stopwatch, quiet, records
+from ._measure import Case, Rig, values
 from .peers import FLOOR, PEERS
 from .report import Budget, Findings, Line, Plot, Table
 
@@ -14,8 +15,6 @@ MARKS = (10, 100, 1_000, 10_000, 100_000, 200_000, 400_000, 600_000, 800_000, 1_
 
 #: lockstitch, its floor, the usual database, and what does grow.
 WAYS = (FLOOR[False], "lockstitch", "sqlite3, WAL, NORMAL", "one JSON document, rewritten")
-
-MIB = 1 << 20
 
 #: What is shown of a window, and how.
 SHOWN = {
@@ -47,7 +46,7 @@ def _window(start: Figures, first: Figures, last: Figures) -> Figures:
         "done": last["done"],
         "us": (last["clock"] - first["clock"]) / count * 1e6,
         "bytes": (last["written"] - first["written"]) / count,
-        "mib": (last["rss"] - start["rss"]) / MIB,
+        "mib": last["mib"] - start["mib"],
     }
 
 

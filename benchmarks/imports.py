@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ._measure import Case, Figures, Rig, ratios, values
+from ._case import Figures
+from ._measure import Case, Rig, ratios, values
 from .report import Budget, Findings, Table
 
 FLOOR = "import attrs, cattrs, filelock"

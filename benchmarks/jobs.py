@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from ._measure import Case, Figures, Rig, ratios, values
+from ._case import Figures
+from ._measure import Case, Rig, ratios, values
 from .report import Budget, Findings, Table
 
 COMMANDS = 1_000

@@ -10,18 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ._measure import (
-    Case,
-    Figures,
-    Rig,
-    Rounds,
-    ids,
-    peak_bytes,
-    quiet,
-    ratios,
-    resident_bytes,
-    values,
-)
+from ._case import Figures, ids, peak_mib, quiet, resident_mib
+from ._measure import Case, Rig, Rounds, ratios, values
 from .report import Budget, Findings, Table
 
 ITEMS = 20_000
@@ -106,12 +96,12 @@ def loop(folder: Path, way: str, count: int, store: str | None = None) -> Figure
     import lockstitch  # noqa: F401
 
     quiet()
-    before = resident_bytes()
+    before = resident_mib()
     start = time.perf_counter()
     WAYS[way](folder if store is None else Path(store), ids(count))
     seconds = time.perf_counter() - start
 
-    return {"us": seconds / count * 1e6, "mib": (peak_bytes() - before) / (1 << 20)}
+    return {"us": seconds / count * 1e6, "mib": peak_mib() - before}
 
 
 def measure(rig: Rig) -> Findings:

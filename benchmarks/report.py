@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,7 +32,10 @@ def _line(cells: Iterable[str]) -> str:
 
 @attrs.frozen
 class Budget:
-    """A promise about speed or memory, and what was measured; None when the run was too small."""
+    """A promise about speed or memory, and what was measured.
+
+    That is None when the run was too small, and NaN when the system does not tell.
+    """
 
     what: str
     limit: float
@@ -42,7 +46,7 @@ class Budget:
     @property
     def verdict(self) -> str:
         """Return whether the promise is kept."""
-        if self.measured is None:
+        if self.measured is None or math.isnan(self.measured):
             return "not measured"
         kept = self.measured <= self.limit if self.at_most else self.measured >= self.limit
 

@@ -7,19 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ._measure import (
-    Case,
-    Figures,
-    Rig,
-    Rounds,
-    ids,
-    peak_bytes,
-    quiet,
-    ratios,
-    records,
-    resident_bytes,
-    values,
-)
+from ._case import Figures, ids, peak_mib, quiet, records, resident_mib
+from ._measure import Case, Rig, Rounds, ratios, values
 from .peers import PEERS, Peer, json_pending, lockstitch
 from .report import Budget, Findings, Table
 
@@ -31,8 +20,6 @@ FLOOR = "json.loads of lockstitch's lines"
 WAYS = {FLOOR: Peer(FLOOR, lockstitch, json_pending, FLOOR)} | {
     peer.reading: peer for peer in PEERS if peer.pending is not None
 }
-
-MIB = 1 << 20
 
 
 def fill(folder: Path, way: str, store: str, count: int) -> Figures:
@@ -53,7 +40,7 @@ def pending(folder: Path, way: str, store: str, count: int) -> Figures:
     assert run is not None
     asked = ids(count, count // 2)
     quiet()
-    before = resident_bytes()
+    before = resident_mib()
     for module in WAYS[way].needs:
         importlib.import_module(module)
     start = time.perf_counter()
@@ -62,7 +49,7 @@ def pending(folder: Path, way: str, store: str, count: int) -> Figures:
     if left != count // 2:
         raise RuntimeError(f"{way} says that {left} of {count} are pending")
 
-    return {"s": seconds, "mib": (peak_bytes() - before) / MIB}
+    return {"s": seconds, "mib": peak_mib() - before}
 
 
 def measure(rig: Rig) -> Findings:

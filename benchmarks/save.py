@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ._measure import Case, Figures, Rig, Rounds, Stopwatch, quiet, ratios, records, values
+from ._case import Figures, Stopwatch, quiet, records
+from ._measure import Case, Rig, Rounds, ratios, values
 from .peers import FLOOR, PEERS
 from .report import Budget, Findings, Table
 

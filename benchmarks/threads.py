@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._measure import Case, Figures, Rig, Rounds, quiet, ratios, records, values
+from ._case import Figures, quiet, records
+from ._measure import Case, Rig, Rounds, ratios, values
 from .peers import INSERT, open_sqlite
 from .report import Budget, Findings, Plot, Table
 

@@ -1,5 +1,6 @@
 """The benchmark runs whole, leaves nothing out in silence, and compares like with like."""
 
+import math
 import re
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import WORKLOADS
-from benchmarks._measure import Case, Rig, Stopwatch, ratios, values
+from benchmarks._case import Stopwatch
+from benchmarks._measure import Case, Rig, ratios, values
 from benchmarks.report import Budget, pasted
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +102,7 @@ def test_the_clock_runs_from_the_first_item_to_the_end_of_the_last():
         (Budget("speed", 4, 4.0, at_most=False), "kept"),
         (Budget("speed", 4, 3.9, at_most=False), "**missed**"),
         (Budget("time", 1.5, None), "not measured"),
+        (Budget("time", 1.5, math.nan), "not measured"),
     ],
 )
 def test_a_budget_is_kept_missed_or_not_measured(budget, verdict):
