@@ -231,6 +231,7 @@ def dbos(path: Path, items: Items, _fsync: bool) -> None:
 def json_document(path: Path, items: Items, fsync: bool) -> None:
     """What many scripts do: all results in one document, written anew and renamed into place."""
     results: dict[str, Any] = {}
+    folder = os.open(path, os.O_RDONLY)
     for id, value in items:
         results[id] = value
         with open(path / "results.tmp", "w", encoding="ascii") as document:
@@ -239,6 +240,9 @@ def json_document(path: Path, items: Items, fsync: bool) -> None:
             if fsync:
                 os.fsync(document.fileno())
         os.replace(path / "results.tmp", path / "results.json")
+        if fsync:
+            os.fsync(folder)
+    os.close(folder)
 
 
 PEERS = (
