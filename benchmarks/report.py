@@ -101,6 +101,7 @@ def draw(plots: list[Plot], path: Path) -> None:
         for name, line in plot.lines.items():
             panel.plot(list(line), list(line.values()), marker=".", label=name)
         panel.set(xscale="log", yscale="log", xlabel=plot.x, ylabel=plot.y)
+        panel.minorticks_off()
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].legend(fontsize="small")
     figure.tight_layout()
