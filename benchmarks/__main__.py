@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import tempfile
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def main() -> None:
             rig.largest, rig.rounds = min(rig.largest, 100_000), min(rig.rounds, 3)
         for name in arguments.workloads or WORKLOADS:
             findings = WORKLOADS[name](rig)
-            _write(name, "\n\n".join(map(str, findings.tables)), output, page)
+            tables = [str(table) for table in findings.tables]
+            _write(name, "\n\n".join([*tables, _settings(rig)]), output, page)
             _draw(name, findings.plots, rig, output, page)
             budgets += findings.budgets
             raw = json.dumps(rig.raw, indent=1)
@@ -48,6 +51,13 @@ def main() -> None:
     _write("budgets", str(budget_table(budgets)), output, None if arguments.workloads else page)
     for line in rig.skipped:
         print(f"Skipped: {line}.")
+
+
+def _settings(rig: Rig) -> str:
+    return (
+        f"Measured with `--rounds {rig.rounds} --largest {rig.largest}`, "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores."
+    )
 
 
 def _write(name: str, text: str, output: Path, page: Path | None) -> None:
