@@ -66,8 +66,16 @@ def measure(rig: Rig) -> Findings:
     return Findings(
         [_table(figure, lines[figure]) for figure in SHOWN],
         _budgets(rounds["lockstitch"]),
-        [Plot("items done", what, lines[figure]) for figure, (what, _) in SHOWN.items()],
+        _plots(lines),
     )
+
+
+def _plots(lines: dict[str, dict[str, Line]]) -> list[Plot]:
+    # Memory begins at 0, which a logarithmic axis does not have, and grows in proportion.
+    return [
+        Plot("items done", what, lines[figure], "linear" if figure == "mib" else "log")
+        for figure, (what, _) in SHOWN.items()
+    ]
 
 
 def _line(rounds: list[Figures], figure: str) -> Line:

@@ -63,11 +63,12 @@ class Budget:
 
 @attrs.frozen
 class Plot:
-    """A panel of lines, both axes logarithmic."""
+    """A panel of lines."""
 
     x: str
     y: str
     lines: dict[str, Line]
+    scale: str = "log"  # of both axes
 
 
 @attrs.frozen
@@ -100,7 +101,7 @@ def draw(plots: list[Plot], path: Path) -> None:
     for plot, panel in zip(plots, panels[0], strict=True):
         for name, line in plot.lines.items():
             panel.plot(list(line), list(line.values()), marker=".", label=name)
-        panel.set(xscale="log", yscale="log", xlabel=plot.x, ylabel=plot.y)
+        panel.set(xscale=plot.scale, yscale=plot.scale, xlabel=plot.x, ylabel=plot.y)
         panel.minorticks_off()
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].legend(fontsize="small")
