@@ -129,8 +129,9 @@ async def adrive(
     concurrency: int,
     *,
     book: bool = True,
+    tell: bool = True,
 ) -> AsyncGenerator[str, None]:
-    """As `drive`, for a function that returns awaitables.
+    """As `drive`, for a function that returns awaitables; without `tell` it yields nothing.
 
     Cancelled, it cancels what runs, and the items stay pending. Left early, it lets them finish.
     """
@@ -141,7 +142,8 @@ async def adrive(
     workers = Coroutines(fn, session.events, savers, session.cancel)
     driver = drive(session, workers, book=book)
     try:
-        while (id := await _next(coordinator, driver, workers)) is not None:
+        step = _next if tell else _exhaust
+        while (id := await _in_turn(coordinator, step, driver, workers)) is not None:
             yield id
     finally:
         if _cancelled():  # it may have come while the caller had the turn
@@ -173,17 +175,28 @@ def asking(loop: asyncio.AbstractEventLoop) -> Callable[[tuple[Check, ...]], lis
     return lambda checks: asyncio.run_coroutine_threadsafe(aask(checks), loop).result()
 
 
-async def _next(
+def _next(driver: Generator[str, None, None]) -> str | None:
+    return next(driver, None)
+
+
+def _exhaust(driver: Generator[str, None, None]) -> None:
+    for _ in driver:
+        continue
+
+
+async def _in_turn(
     coordinator: ThreadPoolExecutor,
+    step: Callable[[Generator[str, None, None]], str | None],
     driver: Generator[str, None, None],
     workers: Coroutines,
 ) -> str | None:
-    step = _in_thread(coordinator, next, driver, None)
+    """Let the driver take a step in its thread; cancelled, wait until it has."""
+    stepping = _in_thread(coordinator, step, driver)
     try:
-        return await asyncio.shield(step)
+        return await asyncio.shield(stepping)
     except asyncio.CancelledError:
         workers.stop()
-        await asyncio.wait([step])
+        await asyncio.wait([stepping])
         raise
 
 

@@ -466,7 +466,8 @@ class ResumableBatch(Generic[T]):
         """
         _, session = self._entered()
         with self._deferred(session):
-            async with contextlib.aclosing(self._adriven(session, fn, concurrency)) as driven:
+            driven = self._adriven(session, fn, concurrency, tell=False)
+            async with contextlib.aclosing(driven):
                 async for _ in driven:
                     continue
         session.read_on()
@@ -497,14 +498,19 @@ class ResumableBatch(Generic[T]):
         session.raise_if_stopped()
 
     async def _adriven(
-        self, session: Session[T], fn: Callable[[T], Awaitable[Any]], concurrency: int
+        self,
+        session: Session[T],
+        fn: Callable[[T], Awaitable[Any]],
+        concurrency: int,
+        *,
+        tell: bool = True,
     ) -> AsyncGenerator[str, None]:
         from ._async import adrive  # noqa: PLC0415 - who does not use asyncio does not pay for it
 
         count = check_count(concurrency, "concurrency=")
         if not callable(fn):
             raise UsageError(f"arun and amap take a coroutine function of one item, not {fn!r}")
-        async with contextlib.aclosing(adrive(session, fn, count)) as driven:
+        async with contextlib.aclosing(adrive(session, fn, count, tell=tell)) as driven:
             async for id in driven:
                 yield id
         self._complete = session.scheduler.stop_reason is None

@@ -58,7 +58,7 @@ class Calls(ResumableBatch[Any]):
         session = self._of_one(id)
         with self._deferred(session):
             async with contextlib.aclosing(
-                adrive(session, lambda _id: fn(), 1, book=book)
+                adrive(session, lambda _id: fn(), 1, book=book, tell=False)
             ) as driven:
                 async for _ in driven:
                     continue
