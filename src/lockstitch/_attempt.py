@@ -25,7 +25,7 @@ _CURRENT: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar(
 )
 
 
-@attrs.frozen
+@attrs.define  # and not frozen: one is made for every item, and that would cost three times as much
 class Outcome:
     """How an attempt ended: a record (`status`), an error, a limit, something fatal, or nothing."""
 

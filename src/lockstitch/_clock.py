@@ -53,6 +53,8 @@ class SystemClock:
         return time.monotonic() if self._id is None else time.clock_gettime(self._id)
 
     def wait(self, events: queue.SimpleQueue[T], seconds: float | None) -> T | None:
+        if not events.empty():
+            return events.get()  # only the one who waits takes any out
         until = math.inf if seconds is None else self.now() + seconds
         while (left := until - self.now()) > 0:
             try:

@@ -6,6 +6,7 @@ would never meet, and every item would be paid for again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -24,7 +25,11 @@ def as_id(value: object) -> str:
     Raises:
         UsageError: it is something else, empty, or longer than 4,096 characters.
     """
-    if isinstance(value, str):
+    if type(value) is int:  # asked for a million times at a start, as a text is
+        return str(value)
+    if type(value) is str:
+        id = value
+    elif isinstance(value, str):
         id = str.__str__(value)  # what an enum of texts is equal to, not how it prints
     elif isinstance(value, int) and not isinstance(value, bool):
         id = str(int(value))
@@ -51,30 +56,32 @@ def key_function(key: Key | None) -> Callable[[Any], str]:
     if key is None:
         return as_id
     if isinstance(key, str) and key:
-        name = key
-        return lambda item: _as_id_of(item, _field(item, name))
+        return functools.partial(_id_in_field, key)
     if callable(key):
-        function = key
-        return lambda item: _as_id_of(item, _call(function, item))
+        return functools.partial(_id_by_call, key)
     raise UsageError(f"key= takes a field's name or a function of an item, not {key!r}")
 
 
-def _field(item: object, name: str) -> object:
+def _id_in_field(name: str, item: object) -> str:
     try:
-        return item[name] if isinstance(item, Mapping) else getattr(item, name)
+        value = item[name] if isinstance(item, (dict, Mapping)) else getattr(item, name)
     except (KeyError, AttributeError):
         raise UsageError(
             f"key={name!r}: there is no such field in the item {_short(item)}"
         ) from None
 
+    return _as_id_of(item, value)
 
-def _call(function: Callable[[Any], object], item: object) -> object:
+
+def _id_by_call(function: Callable[[Any], object], item: object) -> str:
     try:
-        return function(item)
+        value = function(item)
     except Exception as error:
         raise UsageError(
             f"key= raised {type(error).__name__} ({error}) for the item {_short(item)}"
         ) from error
+
+    return _as_id_of(item, value)
 
 
 def _as_id_of(item: object, value: object) -> str:

@@ -19,8 +19,8 @@ Redo = str | Iterable[str] | Callable[[Record], bool]
 
 def redo_test(
     redo: Redo | None, status: Callable[[str], str | None], record: Callable[[str], Record]
-) -> Callable[[str], bool]:
-    """Return the question "is this finished id to run again?".
+) -> Callable[[str], bool] | None:
+    """Return the question "is this finished id to run again?"; None where none is.
 
     Quarantined items are meant only by name: what kills the process is not run again by accident.
 
@@ -28,7 +28,7 @@ def redo_test(
         UsageError: `redo` is of another type.
     """
     if redo is None:
-        return lambda _id: False
+        return None
     if callable(redo):
         predicate = redo
         return lambda id: status(id) != "quarantined" and bool(predicate(record(id)))
@@ -78,20 +78,20 @@ class Input(Generic[T]):
         """
         if self.size is None:
             return
+        if len(set(self.ids())) == self.size:
+            return
         seen: set[str] = set()
         for id in self.ids():
             if id in seen:
                 raise twice(id)
             seen.add(id)
 
-    def draw(self) -> tuple[str, T] | None:
-        """Return id and item of the next one, None after the last."""
+    def rest(self) -> Iterator[T]:
+        """Return the iterator over what has not been drawn yet; the same at every call."""
         if self._iterator is None:
             self._iterator = iter(self.items)
-        for item in self._iterator:
-            return self.id_of(item), item
 
-        return None
+        return self._iterator
 
 
 def twice(id: str) -> UsageError:

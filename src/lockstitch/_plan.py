@@ -11,7 +11,7 @@ from ._model import Plan
 from ._run import Run
 
 
-def plan(run: Run, input: Input[Any], redo: Callable[[str], bool]) -> Plan:
+def plan(run: Run, input: Input[Any], redo: Callable[[str], bool] | None) -> Plan:
     """Compare a sized input with what the checkpoint holds."""
     ledger = run.store.ledger
     done: Counter[str] = Counter()
@@ -20,7 +20,7 @@ def plan(run: Run, input: Input[Any], redo: Callable[[str], bool]) -> Plan:
     for id in input.ids():
         status = ledger.status(id)
         known += status is not None
-        if status is not None and not redo(id):
+        if status is not None and not (redo is not None and redo(id)):
             done[status] += 1
             continue
         pending += 1

@@ -71,6 +71,8 @@ class Run:
 
     def begin(self) -> None:
         """Write the line that begins the run, once."""
+        if self.number:
+            return
         with self._lock:
             if not self.number:
                 self.number = self.store.begin_run()
@@ -132,9 +134,10 @@ class Run:
 
     def write_stop(self) -> None:
         """Write the stop request that its handler could not write."""
+        if not self._unwritten_stop:
+            return
         signal, self._unwritten_stop = self._unwritten_stop, ""
-        if signal:
-            self.store.stop(signal)
+        self.store.stop(signal)
 
     def pause(self, limit: Limit, until: float, by: str) -> None:
         """Write a limit that ends at `until` on the clock's timeline."""

@@ -81,14 +81,16 @@ class Need(enum.Enum):
     GUARD = enum.auto()
 
 
-@attrs.frozen
+# Values that nobody changes. `frozen` would have each field set by a function: made for every item,
+# these cost three times as much then.
+@attrs.define
 class Run:
     """Run this item now; answer `finished`, `failed`, `limited` or `returned`."""
 
     entry: Entry
 
 
-@attrs.frozen
+@attrs.define
 class Wait:
     """Nothing to hand out until `until`, or until something happens (None)."""
 
@@ -96,7 +98,7 @@ class Wait:
     why: Literal["limit", "retry", "busy"]
 
 
-@attrs.frozen
+@attrs.define
 class Stop:
     """Nothing is running, and nothing more will: the end, or `reason`."""
 
@@ -151,7 +153,7 @@ class Scheduler:
         """Return what to do at `now`."""
         if self.stop_reason is not None:
             return Wait(None, "busy") if self.in_flight else Stop(self.stop_reason)
-        if len(self.in_flight) >= self.slots or self._solo_running():
+        if len(self.in_flight) >= self.slots or self._solo_running:
             return Wait(None, "busy")
         if self.resume_at is not None:
             if now < self.resume_at:
@@ -172,10 +174,14 @@ class Scheduler:
 
         return Run(entry)
 
+    @property
     def _solo_running(self) -> bool:
-        return any(entry.solo for entry in self.in_flight.values())
+        # One that runs alone is the only one.
+        return len(self.in_flight) == 1 and next(iter(self.in_flight.values())).solo
 
     def _candidate(self, now: float) -> Entry | None:
+        if not self._retries and not self.affinity:
+            return self._held[0] if self._held else None
         busy = {lane_of(id, self.slots) for id in self.in_flight} if self.affinity else ()
         due = self._retries[0][2] if self._retries and self._retries[0][0] <= now else None
         for entry in ([due] if due is not None else []) + self._held:
@@ -185,7 +191,9 @@ class Scheduler:
         return None
 
     def _take(self, entry: Entry) -> None:
-        if entry in self._held:
+        if self._held and entry is self._held[0]:
+            del self._held[0]
+        elif entry in self._held:
             self._held.remove(entry)
         else:
             heapq.heappop(self._retries)

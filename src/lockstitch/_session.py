@@ -39,7 +39,7 @@ class Session(Generic[T]):
         input: Input[T],
         rules: Rules,
         checks: tuple[Check, ...],
-        redo: Callable[[str], bool],
+        redo: Callable[[str], bool] | None,
         report: Reporter | None = None,
     ) -> None:
         self.run = run
@@ -47,7 +47,7 @@ class Session(Generic[T]):
         #: What the driver waits for: outcomes of workers, and None as a wake-up call.
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         #: Called with the id of every item that is left out because it is done.
-        self.on_skip: Callable[[str], None] = lambda _id: None
+        self.on_skip: Callable[[str], None] | None = None
         #: The attempts at the items that were handed out and have no record yet.
         self.attempts: dict[str, Attempt] = {}
         self._clock: Clock = run.clock
@@ -213,39 +213,44 @@ class Session(Generic[T]):
         return self.run.to_instant(until)
 
     def _draw(self) -> None:
-        drawn = self.input.draw()
-        if drawn is None:
-            self.run.exhausted = True
-            self.scheduler.exhausted()
-            return
-        id, item = drawn
-        if self._is_done(id):
-            self.on_skip(id)
-            return
-        if id in self.scheduler.in_flight or id in self.run.unsaved:
-            raise twice(id)
-        self._admit(id, item, again=id in self.run.store.ledger.index)
+        """Draw until an item is pending, or until the input, or this pass, is at its end."""
+        run, scheduler = self.run, self.scheduler
+        for item in self.input.rest():
+            id = self.input.id_of(item)
+            if not self._is_done(id):
+                if id in scheduler.in_flight or id in run.unsaved:
+                    raise twice(id)
+                self._admit(id, item, again=id in run.store.ledger.index)
+                return
+            if self.on_skip is not None:
+                self.on_skip(id)
+            if scheduler.stop_reason is not None:
+                return
+        run.exhausted = True
+        scheduler.exhausted()
 
     def _is_done(self, id: str) -> bool:
         run = self.run
         run.seen += 1
-        status = run.store.ledger.status(id)
+        ledger = run.store.ledger
+        status = ledger.status(id)
         if status is None:
             return False
-        if run.finished_here(id):
+        if ledger.offset(id) >= run.since:
             raise twice(id)
-        if self.redo(id):
+        if self.redo is not None and self.redo(id):
             return False
         run.done_before += 1
-        run.failed_before += status in FAILED
+        if status in FAILED:
+            run.failed_before += 1
 
         return True
 
     def read_on(self) -> None:
         """After an early stop, look at the rest of a sized input, so that the counts are true."""
         if self.input.size is not None and not self.run.exhausted:
-            while (drawn := self.input.draw()) is not None:
-                self._is_done(drawn[0])
+            for item in self.input.rest():
+                self._is_done(self.input.id_of(item))
             self.run.exhausted = True
 
     def _admit(self, id: str, item: T, *, again: bool) -> None:

@@ -84,7 +84,7 @@ class StoredFunction(Generic[P]):
         redo = redo_test(
             self._settings["redo"], run.store.ledger.status, lambda id: self.checkpoint[id]
         )
-        if redo(id):
+        if redo is not None and redo(id):
             return None
         run.seen += 1
         run.done_before += 1
