@@ -19,7 +19,7 @@ def lines_of(*plan, salt=SALT):
 
 def scan_of(lines, proven=0):
     scan = Scan(salt=SALT, proven=proven, start=100)
-    kept = [line for _, line in scan.frames(lines)]
+    kept = [line for _, line in scan.frames([lines])]
     return scan, kept
 
 

@@ -760,12 +760,11 @@ print(hits, len(acknowledged), len(done))
 """
 
 
-def test_an_interrupt_between_sync_and_commit_is_harmless(path, files):
+def test_an_interrupt_between_sync_and_commit_is_harmless(path, files, monkeypatch):
     """The group is written again, with the numbers of one that was not there before."""
     with Checkpoint(path) as checkpoint:
         fill(checkpoint)
-        commit = checkpoint._store.journal._commit
-        real = type(commit)._settle
+        fold = checkpoint._store.journal.fold
 
         def interrupt(fd):
             files.on.clear()
@@ -775,10 +774,11 @@ def test_an_interrupt_between_sync_and_commit_is_harmless(path, files):
         files.on["sync"] = interrupt
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save("x", 1)
-        commit._settle = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(
+                type(fold), "apply_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
             checkpoint.save("y", 1)
-        commit._settle = real.__get__(commit)
         checkpoint.save("z", 1)
         assert {"x", "y", "z"} <= set(checkpoint)
     assert ids_in(path) == Counter(["i0", "i1", "i2", "x", "y", "z"])

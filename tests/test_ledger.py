@@ -42,7 +42,7 @@ def fold(payloads, *, twice=False):
     for n, body in enumerate(payloads, start=1):
         lines[offset] = seal(body, n, n - 1, 9)
         for _ in range(2 if twice else 1):
-            ledger.apply(offset, lines[offset])
+            ledger.apply_all([(offset, lines[offset])])
         offset += len(lines[offset])
     return ledger, lines
 

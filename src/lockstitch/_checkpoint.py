@@ -247,7 +247,7 @@ class Checkpoint:
 
     def __contains__(self, id: object) -> bool:
         """Tell whether an item is finished, whatever its status."""
-        return as_id(id) in self._source().fold.index
+        return (id if type(id) is str else as_id(id)) in self._source().fold.index
 
     def __getitem__(self, id: str) -> Record:
         """Return the record of a finished item; raises `KeyError`."""
@@ -298,8 +298,11 @@ class Checkpoint:
             OSError: the disk refused; nothing was written, and the next save may well succeed.
             DurabilityUnknown: the disk did not confirm; see there.
         """
-        self._refuse_read_only("save")
-        self._opened().finish(as_id(id), check_text(status, "status="), result=result)
+        store = self._store
+        if store is None:
+            self._refuse_read_only("save")
+            store = self._opened()
+        store.finish(as_id(id), check_text(status, "status="), result=result)
 
     def flush(self) -> None:
         """Return once every save so far is on the disk, whatever `fsync` is.

@@ -7,9 +7,12 @@ third more, and its queue must be drained at exit.)
 
 An interrupt may strike between any two bytecodes, Ctrl-C in the middle of a commit included. So
 the truth about the file is one tuple, `state`, replaced by one assignment: either the group is
-committed or it is not. Whoever leads next and finds the state unclean cuts the file back to the
-last good end and does the group again. `with` on a bare lock is the only acquire and release
-that an interrupt cannot split.
+committed or it is not. Whoever leads next and finds a write that was begun and not ended cuts the
+file back to the last good end and does the group again. `with` on a bare lock is the only acquire
+and release that an interrupt cannot split.
+
+With `fsync=False` a save is a matter of microseconds, so the way of a single record is kept short:
+no object is made and no call is done that this record does not need.
 
 A failed write is undone, and the handle stays usable. A failed sync is never retried: the kernel
 reports it once and then forgets, and the next sync succeeds without the data being on the disk
@@ -19,11 +22,12 @@ reports it once and then forgets, and the next sync succeeds without the data be
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from ._errors import CheckpointDamaged, DurabilityUnknown, LockstitchError, UsageError
 from ._files import Files, write_all
@@ -44,13 +48,16 @@ _FOREIGN = "Find out who writes to it; then open it again."
 _PATIENCE = 0.05
 
 
-class State(NamedTuple):
-    """The truth about the file; replaced as a whole."""
+#: After so many writes that were not synced, the file is looked at whole. Its length is looked at
+#: before each; whether it still has its name costs as much as half of the write.
+_LOOK = 64
 
-    end: int  # bytes
-    n: int  # number of the last record
-    done: int  # tickets committed since the journal was opened; unlike n it never goes back
-    clean: bool  # False while a group is being written
+#: Greater than the number of any ticket.
+_NEVER = 1 << 62
+
+#: The truth about the file, replaced as a whole: its end in bytes, the number of its last record,
+#: and how many tickets were committed since it was opened (unlike the number, it never goes back).
+State = tuple[int, int, int]
 
 
 class _Ticket:
@@ -62,11 +69,12 @@ class _Ticket:
         self.payload = payload
         self.id = id
         self.sync = sync
-        self.seq: int | None = None
-        self.line = b""
-        self.offset = 0
+        #: Which ticket of the file it is, once it is in a write.
+        self.seq: int = _NEVER
         self.error: Exception | None = None
         self.wake: threading.Lock | None = None
+        self.line: bytes
+        self.offset: int
 
     def poke(self) -> None:
         if self.wake is not None and self.wake.locked():
@@ -92,7 +100,9 @@ class Committer(Generic[F]):
         self.fd = -1
         self.salt = 0
         self.fold: F
-        self.state = State(0, 0, 0, clean=True)
+        self.state: State = (0, 0, 0)
+        #: A write was begun and is not committed: what lies behind `end` is to be cut off.
+        self.unclean = False
         #: Number of the last record known to be on the disk.
         self.proven = 0
         #: Why the file takes no more records; empty while it does.
@@ -105,20 +115,32 @@ class Committer(Generic[F]):
         self._files = files
         self._path = path
         self._fsync = fsync
+        #: Seconds after which what was written is synced; None for at once, or never.
+        self._later = None if isinstance(fsync, bool) else fsync
         self._rescue_by = rescue
         self._pid = os.getpid()
         self._queue: deque[_Ticket] = deque()
         self._group: list[_Ticket] = []
-        self._applied = 0
+        self._unlooked = 0
         self._timer: threading.Timer | None = None
 
     def adopt(self, fd: int, salt: int, fold: F, end: int, last: int) -> None:
         """Go on with a file that has just been read and is known to be on the disk."""
-        done = self.state.done
+        done = self.state[2]
         self.fd, self.salt, self.fold = fd, salt, fold
-        self.state = State(end, last, done, clean=True)
+        self.state = (end, last, done)
+        self.unclean = False
         self.proven = last
-        self._applied = done
+
+    @property
+    def end(self) -> int:
+        """Bytes of the file, up to the end of its last record."""
+        return self.state[0]
+
+    @property
+    def last(self) -> int:
+        """The number of the last record."""
+        return self.state[1]
 
     def release(self) -> int:
         """Stop; return the file descriptor, which the caller closes, or -1."""
@@ -163,7 +185,7 @@ class Committer(Generic[F]):
     def refusal(self) -> LockstitchError:
         """Return the error of a file that takes no more records."""
         if self.foreign:
-            return CheckpointDamaged(self._path, 0, self.state.end, self.poison, _FOREIGN)
+            return CheckpointDamaged(self._path, 0, self.end, self.poison, _FOREIGN)
 
         return DurabilityUnknown(self._path, (), self.poison)
 
@@ -184,11 +206,13 @@ class Committer(Generic[F]):
 
     def append(self, payload: bytes, id: str, sync: bool) -> None:
         """Add one record; see `Journal.append`."""
-        self.check_writable()
+        if self.poison or self._pid != os.getpid() or self.owner is not None:
+            self.check_writable()
         ticket = _Ticket(payload, id, sync)
         self._queue.append(ticket)
         while not self._finished(ticket):
-            if self.mutex.locked():
+            # Without a sync to share, a commit is over before a follower is asleep.
+            if self._fsync is True and self.mutex.locked():
                 self._follow(ticket)
             else:
                 self._lead(ticket)
@@ -219,9 +243,7 @@ class Committer(Generic[F]):
                 self.owner = None
 
     def _finished(self, ticket: _Ticket) -> bool:
-        return ticket.error is not None or (
-            ticket.seq is not None and ticket.seq <= self.state.done
-        )
+        return ticket.seq <= self.state[2] or ticket.error is not None
 
     def _follow(self, ticket: _Ticket) -> None:
         if ticket.wake is None:
@@ -232,105 +254,136 @@ class Committer(Generic[F]):
             ticket.wake.acquire(timeout=_PATIENCE)
 
     def _lead(self, ticket: _Ticket) -> None:
-        me = self.this_thread()
+        me = threading.get_ident()
+        group: list[_Ticket] = []
         with self.mutex:
             self.owner = me
             try:
                 if not self._finished(ticket):
-                    self.commit()
+                    group = self.commit()
             finally:
                 self.owner = None
-        for other in self._group:
-            if other is not ticket:
-                other.poke()
-        try:
-            self._queue[0].poke()  # the next leader
-        except IndexError:
-            return
+        if len(group) > 1:
+            for other in group:
+                if other is not ticket:
+                    other.poke()
+        if self._queue:
+            try:
+                self._queue[0].poke()  # the next leader
+            except IndexError:
+                return
 
-    def commit(self) -> None:
-        """Write what is queued; sync it if one of the group asks for it. The mutex is held."""
-        try:
-            self.check_usable()
-        except LockstitchError as error:
-            self._take_group()
-            self._fail(error)
-            return
-        if not self.state.clean:
-            self._undo()
-        self._settle()
-        group = self._take_group()
+    def commit(self) -> list[_Ticket]:
+        """Write what is queued, and sync it if one of the group asks for it; the mutex is held.
+
+        Returns the group; its tickets are finished, each in its way.
+        """
+        queue = self._queue
+        if self._group or self.unclean or self.poison or self.midway or self.fd < 0:
+            try:
+                self._clear_up()
+            except LockstitchError as error:
+                self._take_group(math.inf)
+                self._fail(error)
+                return []
+        if self._group or len(queue) != 1:
+            group = self._take_group()
+        else:  # as in `_take_group`
+            group = self._group = [queue[0]]
+            queue.popleft()
         if group:
             self._write(group)
+            self._group = []
+
+        return group
+
+    def _clear_up(self) -> None:
+        """Bring to its end what an interrupt has left; raises if the file takes no more."""
+        self.check_usable()
+        if self.unclean:
+            self._undo()
+        self._settle()
 
     def _write(self, group: list[_Ticket]) -> None:
-        end, n, done, _ = self.state
-        lines = []
+        end, n, done = self.state
+        proven, salt = self.proven, self.salt
+        lines, fresh, sync = [], [], False
         for ticket in group:
-            n, done = n + 1, done + 1
+            n += 1
+            done += 1
+            line = ticket.line = seal(ticket.payload, n, proven, salt)
             ticket.offset = end
-            ticket.line = seal(ticket.payload, n, self.proven, self.salt)
             ticket.seq = done
-            end += len(ticket.line)
-            lines.append(ticket.line)
+            lines.append(line)
+            fresh.append((end, line))
+            end += len(line)
+            sync = sync or ticket.sync
+        data = lines[0] if len(lines) == 1 else b"".join(lines)
+        sync = sync and self._fsync is True
         try:
-            self.check_unchanged()
-            self.state = self.state._replace(clean=False)
-            write_all(self._files, self.fd, b"".join(lines))
+            self._unlooked += 1
+            if sync or self._unlooked > _LOOK or self._files.size(self.fd) != self.state[0]:
+                self.check_unchanged()
+            self.unclean = True
+            taken = self._files.write(self.fd, data)
+            if taken < len(data):
+                write_all(self._files, self.fd, data[taken:])
         except (OSError, CheckpointDamaged) as error:
             self._undo()
             self._fail(error)
             return
-        synced = False
-        if self._fsync is True and any(ticket.sync for ticket in group):
+        if sync:
             try:
                 self._files.sync(self.fd)
             except OSError as error:
                 self._rescue(error, lines, done)
                 return
-            synced = True
-        self.state = State(end, n, done, clean=True)  # the commit point
-        if synced:
+        self.state = (end, n, done)  # the commit point
+        self.unclean = False
+        if sync:
             # Not before it: a line that calls itself proven, written again after an interrupt,
             # would be believed by nobody.
             self.proven = n
-        self._settle()
-        if not isinstance(self._fsync, bool):
-            self._sync_later(self._fsync)
+        self.fold.apply_all(fresh)
+        if self._later is not None:
+            self._sync_later(self._later)
 
-    def _take_group(self) -> list[_Ticket]:
+    def _take_group(self, most: float = _GROUP) -> list[_Ticket]:
+        """Return what the next write takes: first what an interrupt has left of the last one."""
+        queue = self._queue
         group = self._group = [each for each in self._group if not self._finished(each)]
-        size = sum(len(each.payload) for each in group)
+        size = sum([len(each.payload) for each in group])
         # Look, take, then remove: an interrupt in between leaves a ticket twice and never nowhere.
-        while self._queue and (not group or size < _GROUP):
-            ticket = self._queue[0]
+        while queue and (not group or size < most):
+            ticket = queue[0]
             if ticket not in group[-1:] and not self._finished(ticket):
                 group.append(ticket)
                 size += len(ticket.payload)
-            self._queue.popleft()
+            queue.popleft()
 
         return group
 
     def _settle(self) -> None:
-        """Tell the fold about committed records that it does not know yet."""
-        for ticket in self._group:
-            if ticket.seq is not None and self._applied < ticket.seq <= self.state.done:
-                self.fold.apply(ticket.offset, ticket.line)
-                self._applied = ticket.seq
+        """Tell the fold about the committed records of the group; it may know them already."""
+        done = self.state[2]
+        self.fold.apply_all(
+            [(ticket.offset, ticket.line) for ticket in self._group if ticket.seq <= done]
+        )
 
     def _undo(self) -> None:
         """Cut a half-written group off; the cut is on the disk before anything else is written."""
+        end, _, done = self.state
         for ticket in self._group:
-            if ticket.seq is not None and ticket.seq > self.state.done:
-                ticket.seq = None
-        if self.state.clean:
+            if ticket.seq > done:
+                ticket.seq = _NEVER
+        if not self.unclean:
             return
         try:
-            self._files.truncate(self.fd, self.state.end)
+            self._files.truncate(self.fd, end)
             self._files.sync(self.fd)
         except OSError as error:
             self.give_up(f"a failed write could not be undone ({error})", error)
-        self.state = self.state._replace(clean=True)
+        self.unclean = False
 
     def _fail(self, error: Exception) -> None:
         """Give every ticket of the group its own copy of the error."""
@@ -350,8 +403,9 @@ class Committer(Generic[F]):
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointDamaged`, and give the file up, if somebody else touched it."""
+        self._unlooked = 0
         status = self._files.stat(self.fd)
-        end = self.state.end
+        end = self.end
         if status.st_nlink and status.st_size == end:
             return
         what = (
@@ -364,14 +418,15 @@ class Committer(Generic[F]):
         raise self.refusal()
 
     def _sync(self) -> None:
-        if self.proven == self.state.n:
+        _, n, done = self.state
+        if self.proven == n:
             return
         try:
             self._files.sync(self.fd)
         except OSError as error:
-            self._rescue(error, [], self.state.done)
+            self._rescue(error, [], done)
         else:
-            self.proven = self.state.n
+            self.proven = n
 
     def _sync_later(self, seconds: float) -> None:
         if self._timer is None:
@@ -402,8 +457,8 @@ class Committer(Generic[F]):
             self._rescue_by(lines)
         except (OSError, CheckpointDamaged) as again:
             self.give_up(f"a sync failed ({error}), and so did writing a copy ({again})", error)
-        self.state = self.state._replace(done=done)
-        self._applied = done
+        self.state = (*self.state[:2], done)
+        self._group = []  # their offsets are those of the old file
         self.midway = ""
         logger.warning(
             "%s: a sync failed (%s); a complete copy was written and is used", self._path, error

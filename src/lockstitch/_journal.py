@@ -17,7 +17,7 @@ import attrs
 from ._clock import CLOCK
 from ._commit import Committer
 from ._errors import SerializationFailed, UsageError
-from ._files import Files, SystemFiles, discard, read_lines
+from ._files import Files, SystemFiles, discard, read_blocks
 from ._frames import MAX_LINE, Scan, Wrong, strip_seal
 from ._lock import Lock, RunLock
 from ._publish import create, keep_aside, new_salt, set_aside, write_new
@@ -79,7 +79,7 @@ class Journal(Generic[F]):
     @property
     def size(self) -> int:
         """Bytes of the file, up to the end of its last record."""
-        return self._commit.state.end
+        return self._commit.end
 
     @property
     def is_open(self) -> bool:
@@ -332,19 +332,14 @@ class Journal(Generic[F]):
             yield strip_seal(line)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        state = self._commit.state
+        end, seen = self._commit.end, self._start
         scan = Scan(salt=self.header.salt, proven=self.header.proven, start=self._start)
-        raw = read_lines(self._files, self._commit.fd, self._start, MAX_LINE)
+        raw = read_blocks(self._files, self._commit.fd, self._start, MAX_LINE, end)
         for offset, line in scan.frames(raw):
-            if offset >= state.end:
-                break
             yield offset, line
-            if scan.last == state.n:
-                return
-        if scan.last < state.n:
-            raise damaged(
-                self.path, Wrong(-1, scan.lines, scan.end, scan.end, "records cannot be read back")
-            )
+            seen = offset + len(line)
+        if seen < end:
+            raise damaged(self.path, Wrong(-1, 0, seen, end, "records cannot be read back"))
 
     # Reading and closing
 

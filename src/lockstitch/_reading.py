@@ -7,13 +7,13 @@ same file in the same way. Nothing here writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 import attrs
 
 from ._errors import CheckpointDamaged, UsageError
-from ._files import Files, is_regular, read_lines
+from ._files import Files, is_regular, read_blocks, read_lines
 from ._frames import MAX_LINE, Scan, Wrong, unseal
 from ._records import FORMAT, Header, Malformed, NewerFormat, parse, parse_header
 
@@ -32,8 +32,11 @@ class Fold(Protocol):
         """True when the last line says that its writer ended in order."""
         ...
 
-    def apply(self, offset: int, line: bytes) -> None:
-        """Take in a valid line; doing so twice changes nothing. Raises `Malformed`."""
+    def apply_all(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        """Take in valid lines and their offsets; doing so twice changes nothing.
+
+        Raises `Malformed` with its `offset`.
+        """
         ...
 
 
@@ -148,11 +151,12 @@ def load(files: Files, fd: int, path: str, fold: F) -> Contents[F]:
     """
     header, end = load_header(files, fd, path)
     scan = Scan(salt=header.salt, proven=header.proven, start=end)
-    for offset, line in scan.frames(read_lines(files, fd, end, MAX_LINE)):
-        try:
-            fold.apply(offset, line)
-        except Malformed as error:
-            raise damaged(path, Wrong(-1, scan.lines, offset, scan.end, f"{error}")) from None
+    try:
+        fold.apply_all(scan.frames(read_blocks(files, fd, end, MAX_LINE)))
+    except Malformed as error:
+        offset = error.offset
+        line = sum(map(len, read_blocks(files, fd, 0, MAX_LINE, offset))) + 1
+        raise damaged(path, Wrong(-1, line, offset, offset, f"{error}")) from None
 
     return Contents(header, scan, fold)
 

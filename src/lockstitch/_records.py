@@ -29,14 +29,15 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _KIND = re.compile(rb'\{"([a-z_]+)":')
 _ID = re.compile(rb'\{"(?:id|start|back|retry|cursor|step)":("(?:[^"\\]|\\.)*")')
 _STATUS = re.compile(rb'\{"id":"(?:[^"\\]|\\.)*","status":("(?:[^"\\]|\\.)*")')
-_SECONDS = re.compile(rb',"seconds":(\d{1,12}\.\d{3}),"at":"[^"]*","n":')
-
-#: Bytes at the end of an item's record that hold all of `seconds`, `at` and the seal.
-_TAIL = 192
+#: Bytes before `at` that hold all of `seconds`.
+_SECONDS_LENGTH = len(b',"seconds":') + 16
 
 
 class Malformed(Exception):
     """A line that proves itself does not say what its kind must say."""
+
+    #: Where it is, in bytes, once somebody knows.
+    offset: int = 0
 
 
 class NewerFormat(Exception):
@@ -146,9 +147,16 @@ def status_of(line: bytes) -> str:
 def seconds_of(line: bytes) -> float | None:
     """Return how long an item took, without parsing the rest; None where it does not say."""
     # From the right: what lies before the last few keys may be a result of any shape.
-    found = _SECONDS.search(line, max(0, len(line) - _TAIL))
-
-    return float(found[1]) if found else None
+    stop = line.rfind(b',"at":"')
+    if line[stop - 4 : stop - 3] != b".":
+        return None
+    start = line.rfind(b',"seconds":', max(0, stop - _SECONDS_LENGTH), stop)
+    if start < 0:
+        return None
+    try:
+        return float(line[start + len(b',"seconds":') : stop])
+    except ValueError:  # the end of a result, and not of a record that tells
+        return None
 
 
 def _text(found: re.Match[bytes] | None, what: str) -> str:
@@ -175,17 +183,15 @@ def item_payload(
     at: str,
 ) -> bytes:
     """Return an item's record. `result` is JSON already; it is embedded as it is."""
-    parts = [b'{"id":%b,"status":%b' % (quote(id).encode("ascii"), quote(status).encode("ascii"))]
-    if result is not None:
-        parts.append(b',"result":%b' % result)
-    if error is not None:
-        parts.append(b',"error":%b' % _encode(_error_data(error)).encode("ascii"))
-    parts.append(b',"attempt":%d' % attempt)
-    if seconds is not None:
-        parts.append(b',"seconds":%.3f' % seconds)
-    parts.append(b',"at":"%b"}' % at.encode("ascii"))
-
-    return b"".join(parts)
+    return b'{"id":%b,"status":%b%b%b,"attempt":%d%b,"at":"%b"}' % (
+        quote(id).encode("ascii"),
+        quote(status).encode("ascii"),
+        b"" if result is None else b',"result":' + result,
+        b"" if error is None else b',"error":' + _encode(_error_data(error)).encode("ascii"),
+        attempt,
+        b"" if seconds is None else b',"seconds":%.3f' % seconds,
+        at.encode("ascii"),
+    )
 
 
 def start_payload(id: str, attempt: int) -> bytes:

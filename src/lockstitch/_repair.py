@@ -9,7 +9,7 @@ import attrs
 
 from ._clock import CLOCK
 from ._errors import CheckpointDamaged
-from ._files import Files, discard, read_lines
+from ._files import Files, discard, read_blocks, read_lines
 from ._frames import MAX_LINE, Scan, Wrong, strip_seal, unseal
 from ._journal import Storage
 from ._ledger import Ledger
@@ -61,23 +61,25 @@ def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledg
     scan = Scan(salt=header.salt, proven=header.proven, start=start)
     intact: dict[int, tuple[int, int, bytes]] = {}
 
-    def notice(lines: Iterable[bytes]) -> Iterator[bytes]:
+    def notice(blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
         # A line that stands in the wrong place is whole all the same: one that was moved to the
         # top would otherwise cost all those that it has overtaken.
-        offset = start
-        for number, line in enumerate(lines, start=2):
-            found = unseal(line[:-1], header.salt)
-            if found is not None and line[-1:] == b"\n":
-                intact.setdefault(found[0], (number, offset, line))
-            offset += len(line)
-            yield line
+        number, offset = 1, start
+        for lines in blocks:
+            for line in lines:
+                number += 1
+                found = unseal(line[:-1], header.salt)
+                if found is not None and line[-1:] == b"\n":
+                    intact.setdefault(found[0], (number, offset, line))
+                offset += len(line)
+            yield lines
 
-    for _ in scan.frames(notice(read_lines(files, fd, start, MAX_LINE))):
+    for _ in scan.frames(notice(read_blocks(files, fd, start, MAX_LINE))):
         pass
     ledger, good, end = Ledger(), [], start
     for _, (number, offset, line) in sorted(intact.items()):
         try:
-            ledger.apply(end, line)
+            ledger.apply_all([(end, line)])
         except Malformed as error:
             scan.wrong.append(Wrong(-1, number, offset, offset + len(line), f"{error}"))
         else:
@@ -196,7 +198,7 @@ def _remains(first: bytes) -> dict[str, object]:
 def _told_by_runs(files: Files, fd: int, start: int, salt: int) -> dict[str, object]:
     told: dict[str, object] = {}
     scan = Scan(salt=salt, proven=0, start=start)
-    lines: Iterator[tuple[int, bytes]] = scan.frames(read_lines(files, fd, start, MAX_LINE))
+    lines = scan.frames(read_blocks(files, fd, start, MAX_LINE))
     for _, line in lines:
         if line.startswith(b'{"run":'):
             said = parse(line)

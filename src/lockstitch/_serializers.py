@@ -13,9 +13,11 @@ import enum
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from decimal import Decimal
+from json.encoder import c_make_encoder  # type: ignore[attr-defined] # not in the stubs
+from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, Protocol, cast, runtime_checkable
@@ -29,8 +31,8 @@ from ._errors import SerializationFailed, UsageError
 
 _ESCAPE = re.compile(r"[^\x00-\x7f]")
 
-#: JSON that holds what no JSON may hold; some writers emit it for floats.
-_NOT_A_NUMBER = re.compile(rb"NaN|Infinity")
+#: `json.loads` without its look at the encoding and at the white space around.
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # not in the stubs
 
 
 @runtime_checkable
@@ -84,10 +86,8 @@ class JSONSerializer:
 
     def __init__(self, converter: cattrs.Converter | None = None) -> None:
         self.converter: cattrs.Converter = _converter() if converter is None else converter
-        # Made once: json.dumps with separators builds an encoder at every call.
-        self._encode = json.JSONEncoder(
-            separators=(",", ":"), allow_nan=False, default=self.converter.unstructure
-        ).encode
+        #: As `dumps`, to a text.
+        self.encode_text: Callable[[object], str] = _encoder(self.converter.unstructure)
 
     def dumps(self, value: Any, /) -> bytes:
         """Return `value` as JSON on one line.
@@ -95,11 +95,27 @@ class JSONSerializer:
         Raises:
             ValueError, TypeError: `value` is nothing that JSON or the converter can hold.
         """
-        return self._encode(value).encode("ascii")
+        return self.encode_text(value).encode("ascii")
 
     def loads(self, data: bytes, /) -> Any:
         """Return the plain value that the JSON holds; structuring is the checkpoint's part."""
-        return json.loads(data)
+        text = data.decode("utf-8")
+        try:
+            value, end = _scan(text, 0)
+        except StopIteration:  # white space in front, or nothing that JSON can begin with
+            return json.loads(text)
+
+        return value if end == len(text) else json.loads(text)
+
+
+def _encoder(default: Callable[[Any], Any]) -> Callable[[object], str]:
+    """As `json.JSONEncoder.encode`, which makes a new encoder in C at each call, but made once."""
+    if c_make_encoder is None:
+        return json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=default).encode
+    # Markers of None: what contains itself ends in a RecursionError, and costs nobody else a thing.
+    iterate = c_make_encoder(None, default, quote, None, ":", ",", False, False, False)
+
+    return lambda value: "".join(iterate(value, 0))
 
 
 @attrs.frozen
@@ -152,6 +168,14 @@ def _writes_json(module: ModuleType) -> bool:
         return False
 
 
+def _is_plain(module: ModuleType) -> bool:
+    """Tell whether a module writes JSON on one line, and never what JSON does not have."""
+    try:
+        return _writes_json(module) and module.dumps([[math.inf], "\n"]) == b'[[null],"\\n"]'
+    except (ValueError, TypeError):
+        return False
+
+
 class Codec:
     """A serializer and a `result_type`, as the store uses them: fragments of JSON in and out."""
 
@@ -164,6 +188,12 @@ class Codec:
         self._strict = type(self.serializer) is JSONSerializer
         # A module has shown that it writes JSON; of a user's own object there is only its word.
         self._trusted = self._strict or isinstance(self.serializer, _Module)
+        module = self.serializer.module if isinstance(self.serializer, _Module) else json
+        self._dumps, self._loads = module.dumps, module.loads
+        self._encode = (
+            self.serializer.encode_text if isinstance(self.serializer, JSONSerializer) else None
+        )
+        self._quick = result_type is None and (self._strict or _is_plain(module))
         if result_type is not None and not self.serializer.is_json:
             raise UsageError(
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
@@ -175,8 +205,8 @@ class Codec:
         Raises:
             SerializationFailed: it cannot be written, or would not come back equal.
         """
-        if value is None and self._type is None:
-            return b"null" if self.serializer.is_json else self._fragment(id, value)
+        if self._quick and (quick := self._quickly(value)) is not None:
+            return quick
         fragment = self._fragment(id, value)
         try:
             back = self._read_back(fragment)
@@ -196,6 +226,20 @@ class Codec:
             raise SerializationFailed(id, *difference)
 
         return fragment
+
+    def _quickly(self, value: object) -> bytes | None:
+        """Return the JSON of a value that raises no question; any other goes the long way."""
+        try:
+            if self._encode is not None:
+                text = self._encode(value)
+                same, data = _scan(text, 0)[0] == value, text.encode("ascii")
+            else:
+                data = self._dumps(value)
+                same = type(data) is bytes and data.isascii() and self._loads(data) == value
+        except Exception:  # noqa: BLE001 - the long way meets it again, and says what is wrong
+            return None
+
+        return data if same is True else None
 
     def _read_back(self, fragment: bytes) -> Any:
         # What is not known to be JSON goes the way that a reader will take, through the line.
@@ -237,12 +281,10 @@ class Codec:
             if self._type is not None:
                 value = self._converter.unstructure(value, unstructure_as=self._type)
             data = self.serializer.dumps(value)
-        except RecursionError as error:
-            raise SerializationFailed(
-                id, "$", "it is nested too deeply, or contains itself"
-            ) from error
         except Exception as error:
             found = _first_unfit(value) if self.serializer.is_json else None
+            if found is None and isinstance(error, RecursionError):
+                found = "$", "it is nested too deeply, or contains itself"
             where, reason = found or ("$", f"{type(error).__name__}: {error}")
             raise SerializationFailed(id, where, reason) from error
         if not isinstance(data, bytes):
@@ -274,7 +316,7 @@ def _embeddable(id: str, data: bytes, name: str) -> bytes:
                 id, "$", f"{name}.dumps returned no UTF-8 ({error})"
             ) from None
         data = _ESCAPE.sub(lambda found: json.dumps(found[0])[1:-1], text).encode("ascii")
-    if _NOT_A_NUMBER.search(data):
+    if b"NaN" in data or b"Infinity" in data:  # some writers emit these for floats
         try:
             json.loads(data, parse_constant=_refuse_constant)
         except ValueError as error:

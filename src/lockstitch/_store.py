@@ -129,6 +129,10 @@ class Store:
     #: A config that was changed and kept; the next run line brings it into the file.
     new_config: dict[str, Any] | None = None
     _claimed: bool = attrs.field(init=False, default=False)
+    #: Statuses that have been found to be fit.
+    _words: set[str] = attrs.field(init=False, factory=set)
+    #: The last moment that was written down, in milliseconds since 1970, and as the file has it.
+    _moment: tuple[int, str] = attrs.field(init=False, default=(-1, ""))
 
     def claim(self) -> None:
         """Reserve the store for one batch; raises `UsageError` while another one has it."""
@@ -151,7 +155,12 @@ class Store:
         return self.journal.path
 
     def _now(self) -> str:
-        return iso(self.clock.wall())
+        # Of many saves, most fall into the millisecond of the one before.
+        moment = int(self.clock.wall() * 1000)
+        if moment != self._moment[0]:
+            self._moment = moment, iso(moment / 1000)
+
+        return self._moment[1]
 
     # Items
 
@@ -170,15 +179,20 @@ class Store:
         Raises:
             SerializationFailed: the result cannot be stored; nothing was written.
         """
+        if status not in self._words:
+            self._check_word(status)
+        fragment = None if error is not None and result is None else self.codec.encode(id, result)
+        self.journal.append(
+            item_payload(id, status, fragment, error, attempt, seconds, self._now()), id=id
+        )
+
+    def _check_word(self, status: str) -> None:
         if status not in self.ledger.statuses and len(self.ledger.statuses) > 1000:
             raise UsageError(
                 f"{self.path} holds 1,000 different statuses; a status is one of a few words, "
                 "what is special to an item belongs into its result"
             )
-        fragment = None if error is not None and result is None else self.codec.encode(id, result)
-        self.journal.append(
-            item_payload(id, status, fragment, error, attempt, seconds, self._now()), id=id
-        )
+        self._words.add(status)
 
     def start(self, id: str, attempt: int) -> None:
         """Say that an item is begun. If this raises, it must not begin."""

@@ -219,6 +219,9 @@ class CrashingFiles(Files):
     def stat(self, fd: int) -> os.stat_result:
         return self._alive().stat(fd)
 
+    def size(self, fd: int) -> int:
+        return self._alive().size(fd)
+
     def copy_owner(self, fd: int, like: os.stat_result) -> None:
         self._alive().copy_owner(fd, like)
 
@@ -301,6 +304,9 @@ class MemoryFiles(Files):
         return os.stat_result(
             (stat.S_IFREG | 0o600, 0, 0, file.links, 0, 0, len(file.data), 0, 0, 0)
         )
+
+    def size(self, fd: int) -> int:
+        return len(self._open[fd].data)
 
     def copy_owner(self, fd: int, like: os.stat_result) -> None:
         """Nothing to do: nobody owns these."""
