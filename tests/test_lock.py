@@ -170,6 +170,27 @@ def test_a_forked_child_has_no_part_in_the_file(path, child):
     assert sorted(Checkpoint(path, read_only=True)) == ["a", "c"]
 
 
+FORK_AND_END = """
+import os, sys
+from lockstitch import resumable
+upper = resumable(sys.argv[1])(str.upper)
+upper("a")
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+upper("b")
+"""
+
+
+def test_the_end_of_a_forked_child_is_quiet(path, child):
+    """It does not try to seal the run of plain calls that its parent goes on with."""
+    parent = child(FORK_AND_END, path)
+    _, complaints = parent.communicate(timeout=60)
+
+    assert complaints == ""
+    assert sorted(Checkpoint(path, read_only=True)) == ["a", "b"]
+
+
 def test_a_reader_beside_the_writer_always_sees_a_beginning(path, child):
     """Hundreds of looks while it writes and compacts: never an error, never a step back."""
     count = 1500

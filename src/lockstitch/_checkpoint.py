@@ -101,8 +101,8 @@ class Checkpoint:
 
     @property
     def is_open(self) -> bool:
-        """True while this object holds the file open for writing."""
-        return self._store is not None
+        """True while this object holds the file open for writing; never in a forked child."""
+        return self._store is not None and self._store.journal.is_mine
 
     # Life
 

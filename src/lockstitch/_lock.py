@@ -25,6 +25,11 @@ from ._records import instant, iso
 class Lock(Protocol):
     """What the journal needs of a lock."""
 
+    @property
+    def is_held(self) -> bool:
+        """True between `acquire` and `release`."""
+        ...
+
     def acquire(self) -> None:
         """Take the lock without waiting; raises `CheckpointLocked`."""
         ...
@@ -44,6 +49,10 @@ class RunLock:
         # thread_local: with filelock's default a release in another thread would do nothing.
         # fallback_to_soft: a marker file outlives its holder, so a silent switch to one is refused.
         self._lock = filelock.FileLock(self._path, thread_local=False, fallback_to_soft=False)
+
+    @property
+    def is_held(self) -> bool:
+        return self._lock.is_locked
 
     def acquire(self) -> None:
         folder = os.path.dirname(self._path) or "."

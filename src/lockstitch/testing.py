@@ -330,15 +330,15 @@ class _MemoryLock:
     def __init__(self, path: str, held: set[str]) -> None:
         self._path = path
         self._held = held
-        self._mine = False
+        self.is_held = False
 
     def acquire(self) -> None:
         if self._path in self._held:
             raise CheckpointLocked(self._path, os.getpid(), None, None, own=True)
         self._held.add(self._path)
-        self._mine = True
+        self.is_held = True
 
     def release(self) -> None:
-        if self._mine:
+        if self.is_held:
             self._held.discard(self._path)
-            self._mine = False
+            self.is_held = False
