@@ -254,18 +254,24 @@ def read_lines(files: Files, fd: int, start: int, longest: int) -> Iterator[byte
 
     The last one may lack its newline; one longer than `longest` comes in pieces without.
     """
-    offset, rest = start, b""
+    # The pieces of a line are joined once: adding each block to what is there already would copy
+    # a line of 64 MiB thirty times over.
+    offset, pieces, held = start, list[bytes](), 0
     while block := files.read(fd, _BLOCK, offset):
         offset += len(block)
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
+        *lines, rest = block.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*pieces, lines[0]))
+            pieces, held = [], 0
         for line in lines:
             yield line + b"\n"
-        if len(rest) > longest:
-            yield rest
-            rest = b""
-    if rest:
-        yield rest
+        pieces.append(rest)
+        held += len(rest)
+        if held > longest:
+            yield b"".join(pieces)
+            pieces, held = [], 0
+    if held:
+        yield b"".join(pieces)
 
 
 def temporary_name(path: str) -> str:
