@@ -16,17 +16,21 @@ import attrs
 
 from ._clock import Clock
 from ._errors import UsageError
+from ._frames import Wrong
 from ._journal import Journal
 from ._ledger import Ledger
 from ._model import ErrorInfo, Limit, Record, Stats
+from ._reading import damaged
 from ._records import (
     Header,
+    Malformed,
     error_from,
     id_of,
     instant,
     iso,
     item_payload,
     kind_of,
+    numbers_from,
     payload,
     retry_payload,
     start_payload,
@@ -44,6 +48,8 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 class Source(Protocol):
     """A journal or a snapshot, for reading."""
+
+    path: str
 
     @property
     def fold(self) -> Ledger: ...
@@ -67,26 +73,35 @@ def boot_id() -> str:
 
 
 def get(source: Source, codec: Codec, id: str) -> Record:
-    """Return the record of `id`; raises `KeyError`."""
-    run = 0
+    """Return the record of `id`.
+
+    Raises:
+        KeyError: there is none.
+        CheckpointDamaged: it proves itself and yet makes no sense.
+    """
+    run = offset = 0
 
     def find(ledger: Ledger) -> int:
-        nonlocal run
+        nonlocal run, offset
         offset = ledger.offset(id)
         run = ledger.run_at(offset)  # here, where no compaction can move the record
 
         return offset
 
     data = source.read(find)
+    try:
+        error, (attempt, seconds) = error_from(data.get("error")), numbers_from(data)
+    except Malformed as wrong:
+        raise damaged(source.path, Wrong(-1, 0, offset, offset, str(wrong))) from None
 
     return Record(
         id=id,
         status=str(data["status"]),
         result=codec.decode(data["result"]) if "result" in data else None,
-        error=error_from(data.get("error")),
-        attempt=int(str(data.get("attempt", 0))),
+        error=error,
+        attempt=attempt,
         run=run,
-        seconds=float(str(data["seconds"])) if "seconds" in data else None,
+        seconds=seconds,
         at=instant(data.get("at")),
     )
 
