@@ -36,6 +36,7 @@ from ._records import (
     start_payload,
     value_payload,
 )
+from ._redaction import Redact, nothing, redacted_error
 from ._serializers import Codec
 
 logger = logging.getLogger("lockstitch")
@@ -141,6 +142,7 @@ class Store:
     journal: Journal[Ledger]
     codec: Codec
     clock: Clock
+    redact: Redact = nothing
     #: A config that was changed and kept; the next run line brings it into the file.
     new_config: dict[str, Any] | None = None
     _claimed: bool = attrs.field(init=False, default=False)
@@ -190,6 +192,8 @@ class Store:
                 f"{self.path} holds 1,000 different statuses; a status is one of a few words, "
                 "what is special to an item belongs into its result"
             )
+        if error is not None:
+            error = redacted_error(self.redact, error)
         fragment = None if error is not None and result is None else self.codec.encode(id, result)
         self.journal.append(
             item_payload(id, status, fragment, error, attempt, seconds, self._now()), id=id
@@ -205,6 +209,7 @@ class Store:
 
     def retry(self, id: str, attempt: int, error: ErrorInfo, due: float) -> None:
         """Book a failed attempt that another will follow, `due` in seconds since 1970."""
+        error = redacted_error(self.redact, error)
         self.journal.append(retry_payload(id, attempt, error, due, self._now()), id=id)
 
     def save_cursor(self, id: str, value: object) -> None:
@@ -260,8 +265,8 @@ class Store:
         """Keep a limit over restarts; `until` in seconds since 1970, `by` as in `Pause`."""
         said = {
             "until": iso(until),
-            "reason": limit.reason,
-            "scope": limit.scope,
+            "reason": self.redact(limit.reason),
+            "scope": self.redact(limit.scope),
             "by": by,
         }
         self.journal.append(payload("pause", said, at=self._now()))
