@@ -19,6 +19,7 @@ from typing import Protocol
 import filelock
 
 from ._errors import CheckpointLocked, UsageError
+from ._files import opener
 from ._records import instant, iso
 
 
@@ -81,14 +82,14 @@ class RunLock:
     def _sign(self) -> None:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": iso(self._wall())}
         # The name in the lock file is a courtesy to the second comer: where it cannot be written
-        # (a full disk, a lock file owned by somebody else) the lock holds all the same.
-        with suppress(OSError), open(self._path, "r+", encoding="ascii") as file:
+        # (a full disk, something else in the lock file's place) the lock holds all the same.
+        with suppress(OSError), open(self._path, "r+", encoding="ascii", opener=opener) as file:
             file.truncate()
             file.write(json.dumps(about))
 
     def _holder(self) -> tuple[int | None, str | None, datetime | None, bool]:
         try:
-            with open(self._path, encoding="ascii") as file:
+            with open(self._path, encoding="ascii", opener=opener) as file:
                 about = json.loads(file.read(4096))
             pid, host, since = int(about["pid"]), str(about["host"]), instant(about["since"])
         except (OSError, ValueError, KeyError, TypeError):
