@@ -45,6 +45,7 @@ _EXITS = """\
 exit codes:
   run: 0 all done, 1 done with errors, 2 not done (limited, or out of time): run it again
   wait: 0 go on, 66 nothing is parked;  supervise: that of the command
+  verify: 1 damaged;  doctor: 1 there are limits
   64 wrong call, 65 damaged or unfit data, 66 no such file, 74 disk error,
   75 in use by another run, 78 made with another command"""
 
