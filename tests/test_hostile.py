@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from lockstitch import Checkpoint, LockstitchError, ResumableBatch, UsageError
+from lockstitch import Checkpoint, CheckpointDamaged, LockstitchError, ResumableBatch, UsageError
 from lockstitch._frames import seal
 from lockstitch._journal import current_storage
 from lockstitch.cli import main
@@ -182,6 +182,34 @@ def test_any_value_in_the_header_is_answered_with_a_documented_error(memory, cap
     for value in [*EVIL_VALUES, b'{"a":"\\u001b[2J"}', b'"os.system"', b"0", b"1"]:
         data = forged(lines_with("id", SOUND["id"]), {**HEADER, field: value})
         survives(memory, capsys, data)
+
+
+@pytest.mark.parametrize(
+    "field", [{"attempt": b'"x"'}, {"seconds": b"1e400"}, {"error": b"[]"}, {"result": b"[[,]"}]
+)
+def test_a_record_that_cannot_be_read_is_found_by_verify_and_put_aside_by_repair(tmp_path, field):
+    """The error that reading it raises says `repair`, so `repair` must mend it."""
+    path = tmp_path / "run.jsonl"
+    put(path, forged([SOUND["run"], {**SOUND["id"], **field}, FAILED]))
+    with Checkpoint(path, read_only=True) as checkpoint, pytest.raises(CheckpointDamaged):
+        checkpoint["a"]
+    found = Checkpoint.verify(path)
+    Checkpoint.repair(path)
+
+    assert [wrong.line for wrong in found.damage] == [3]
+    assert Checkpoint.verify(path).ok
+    with Checkpoint(path, read_only=True) as checkpoint:
+        assert [record.id for record in checkpoint.records()] == ["e"]
+
+
+def test_a_run_line_that_is_no_json_does_not_stop_the_repair_of_a_header(tmp_path):
+    """What proves itself and makes no sense is put aside, with what is damaged."""
+    path = tmp_path / "run.jsonl"
+    run = {**SOUND["run"], "salt": b"%d" % SALT, "config": b"[" * 100_000}
+    put(path, b"x" + forged([SOUND["run"] | {"salt": b"%d" % SALT}, run, FAILED]))
+    Checkpoint.repair(path)
+
+    assert list(Checkpoint(path, read_only=True)) == ["e"]
 
 
 @pytest.mark.parametrize("part", ["type", "message", "traceback", "bases"])
