@@ -315,6 +315,19 @@ def test_a_serializer_that_only_the_file_names_is_never_used(tmp_path, capsys, n
             assert printed_by(capsys, path, verb)[0] in (0, 1, 66)
 
 
+@pytest.mark.parametrize("value", EVIL_VALUES, ids=lambda value: ascii(value[:12]))
+def test_rows_to_adopt_are_taken_in_or_refused_in_words(tmp_path, capsys, value):
+    """What was written elsewhere is read with the same care."""
+    rows, path = tmp_path / "rows.jsonl", tmp_path / "run.jsonl"
+    for row in (b'{"id":%b}', b'{"id":"a","x":%b}', b"%b"):
+        rows.write_bytes(row % value + b"\n")
+        code = main(["adopt", str(path), str(rows), "--key", "id"])
+        said = capsys.readouterr()
+
+        assert code in (0, 64, 65), said
+        assert "".join((said.out + said.err).split("\n")).isprintable()
+
+
 def test_a_pickle_in_a_json_file_stays_text(tmp_path):
     """A result that looks like one of another serializer is read as what the header says."""
     path = tmp_path / "run.jsonl"

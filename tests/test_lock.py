@@ -84,7 +84,11 @@ def test_the_same_process_is_told_that_it_is_itself(path):
         second.save("b", 2)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid":"x"}', "\xff", '{"pid":1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"pid":"x"}', "\xff", '{"pid":1}', '{"pid":1e400}', '{"pid":' + "[" * 4000],
+    ids=lambda text: text[:12],
+)
 def test_a_lock_file_that_does_not_tell_is_no_error(path, text):
     """The name in it is a courtesy; the lock is the kernel's."""
     with Checkpoint(path) as first:

@@ -92,7 +92,7 @@ class RunLock:
             with open(self._path, encoding="ascii", opener=opener) as file:
                 about = json.loads(file.read(4096))
             pid, host, since = int(about["pid"]), str(about["host"]), instant(about["since"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None, None, None, False
 
         return pid, host, since, (pid, host) == (os.getpid(), socket.gethostname())
