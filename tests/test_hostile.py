@@ -30,10 +30,9 @@ EVIL_TEXTS = [
 
 #: Values, as JSON, in places where others are expected.
 EVIL_VALUES = [
-    b"null", b"true", b"-1", b"1e400", b"-1e400", b"0.5", b"9" * 400, b"9" * 5000, b'""', b"[]",
-    b"{}", b"[[1]]", b"[" * 100_000 + b"]" * 100_000, b"NaN", b'{"until":5}',
-    b'"9999-12-31T23:59:59-23:59"', b'"0001-01-01T00:00:00+23:59"',
-    *(json.dumps(text).encode() for text in EVIL_TEXTS[:3]),
+    b"null", b"true", b"-1", b"1e400", b"9" * 400, b"9" * 5000, b'""', b"[]", b"{}", b"NaN",
+    b"[" * 100_000 + b"]" * 100_000, b'{"until":5}', b'"9999-12-31T23:59:59-23:59"',
+    b'"0001-01-01T00:00:00+23:59"', json.dumps("".join(EVIL_TEXTS[:3])).encode(),
 ]  # fmt: skip
 
 ERROR = b'{"type":"V","message":"m","traceback":"t","bases":["B"]}'
@@ -114,16 +113,16 @@ def strangers(folder):
     return [each.name for each in folder.iterdir() if not ours.fullmatch(each.name)]
 
 
+#: Each reads something that the others do not.
 VERBS = [
     ("show", "--errors"),
-    ("export",),
-    ("export", "--to", "json"),
     ("export", "--to", "csv"),
-    ("verify",),
     ("wait",),
     ("forget", "e", "nobody"),
     ("repair",),
 ]
+
+EVERY_VERB = [*VERBS, ("export",), ("export", "--to", "json"), ("verify",), ("show",)]
 
 
 def printed_by(capsys, path, verb):
@@ -138,14 +137,14 @@ def printed_by(capsys, path, verb):
     return code, printed
 
 
-def survives(path, capsys, data):
+def survives(path, capsys, data, verbs=VERBS):
     """Do all that can be done with a file; what is not a documented error is let through."""
     with fake_clock():
         for use in (read, verify, go_on):
             put(path, data)
             with contextlib.suppress(LockstitchError):
                 use(path)
-        for verb in VERBS:
+        for verb in verbs:
             put(path, data)
             printed_by(capsys, path, verb)
 
@@ -249,7 +248,7 @@ def test_texts_from_outside_do_nothing(tmp_path, capsys, monkeypatch, text):
     record = Checkpoint(path, read_only=True)[text] if len(text) <= 4096 else None
 
     assert record is None or (record.id, record.status, record.result) == (text, text, text)
-    survives(path, capsys, data)
+    survives(path, capsys, data, EVERY_VERB)
     put(path, data)
     with pytest.raises(LockstitchError) as refused:
         Checkpoint(path, config={"key": "another"}).save("b")
@@ -311,7 +310,7 @@ def test_a_serializer_that_only_the_file_names_is_never_used(tmp_path, capsys, n
         with pytest.raises(UsageError, match="the file's word is not enough"):
             use(path)
     with fake_clock():
-        for verb in VERBS:
+        for verb in EVERY_VERB:
             assert printed_by(capsys, path, verb)[0] in (0, 1, 66)
 
 
