@@ -12,7 +12,15 @@ import sys
 
 import pytest
 
-from lockstitch import Checkpoint, CheckpointDamaged, LockstitchError, ResumableBatch, UsageError
+from lockstitch import (
+    Checkpoint,
+    CheckpointDamaged,
+    Limit,
+    LockstitchError,
+    RateLimited,
+    ResumableBatch,
+    UsageError,
+)
 from lockstitch._frames import seal
 from lockstitch._journal import current_storage
 from lockstitch.cli import main
@@ -312,6 +320,22 @@ def test_a_serializer_that_only_the_file_names_is_never_used(tmp_path, capsys, n
     with fake_clock():
         for verb in EVERY_VERB:
             assert printed_by(capsys, path, verb)[0] in (0, 1, 66)
+
+
+def test_the_reason_of_a_limit_does_nothing_to_a_terminal(memory, capsys):
+    """A line of progress shows what a server, or a file, has said."""
+    limits = [RateLimited(Limit.after(5, reason="".join(EVIL_TEXTS[:8])))]
+
+    def work(_item):
+        while limits:
+            raise limits.pop()
+
+    with fake_clock(), ResumableBatch(memory, ["a"], progress="auto") as batch:
+        batch.run(work)
+    said = capsys.readouterr().err
+
+    assert "limited (" in said
+    assert "".join(said.split("\n")).isprintable()
 
 
 @pytest.mark.parametrize("value", EVIL_VALUES, ids=lambda value: ascii(value[:12]))

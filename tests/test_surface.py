@@ -32,7 +32,7 @@ PACKAGE = Path(lockstitch.__file__).parent
 
 #: Bottom-up: a module imports only from those above it in this list.
 LAYERS = """
-_errors _clock _headers _model _retry _guard _ids _frames _records _ledger _scheduler
+_errors _printable _clock _headers _model _retry _guard _ids _frames _records _ledger _scheduler
 _serializers _config _redaction _files _lock _reading _publish _snapshot _commit _journal _repair
 _store _checkpoint _input _run _plan _attempt _progress _settings _session _executors
 _async _attempting _signals _batch _calls _stored _loop _resumable
@@ -41,7 +41,8 @@ guards retries
 
 #: Modules that do no I/O: they import nothing that could.
 PURE = """
-_errors _model _retry _guard _ids _frames _records _ledger _scheduler _config _redaction _input
+_errors _printable _model _retry _guard _ids _frames _records _ledger _scheduler _config
+_redaction _input
 """.split()
 
 #: The one module that may import each of these.

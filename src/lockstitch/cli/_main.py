@@ -20,10 +20,11 @@ from lockstitch._errors import (
     SerializationFailed,
     UsageError,
 )
+from lockstitch._printable import printable
 
 from . import _doctor, _keeping, _looking, _run, _supervise, _waiting
 from ._arguments import add_policy_arguments, number_from
-from ._printing import complain, printable, warnings_shown
+from ._printing import complain, warnings_shown
 
 #: sysexits.h, so that a script can tell a wrong call from work that went badly. Never 1 or 2:
 #: those are answers of a batch. The first that fits counts.
