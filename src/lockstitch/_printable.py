@@ -21,5 +21,5 @@ def printable(text: str) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    # Python's own spelling, which everybody here can read: \n, \x1b, \u202e.
+    # Python's own spelling: \n, \x1b, \u202e.
     return ascii(found[0])[1:-1]
