@@ -1,5 +1,6 @@
 """The context manager: what runs, what is left out, what is stored, how it ends."""
 
+import errno
 import logging
 import random
 import subprocess
@@ -296,6 +297,26 @@ def test_a_result_that_cannot_be_stored_stops_at_the_first_item(path):
 
     assert len(calls) == 1
     assert len(Checkpoint(path, read_only=True)) == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_disk_that_is_full_when_an_error_is_booked_ends_the_batch(path, files, concurrency):
+    """Nobody waits for the item whose record could not be written; it is pending."""
+    told = []
+
+    def work(item):
+        files.on["write"] = files.failing(errno.ENOSPC, times=100)
+        told.append(item)
+        raise ValueError(item)
+
+    with pytest.raises(OSError, match="No space"), ResumableBatch(path, ["a", "b"]) as batch:
+        batch.run(work, concurrency=concurrency)
+    del files.on["write"]
+    with ResumableBatch(path, ["a", "b"]) as batch:
+        batch.run(str.upper)
+
+    assert told
+    assert batch.summary.ok == 2
 
 
 def test_a_full_disk_is_not_an_items_error(path, monkeypatch):

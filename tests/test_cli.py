@@ -20,8 +20,8 @@ import pytest
 
 import lockstitch
 from lockstitch import Checkpoint, ErrorInfo, Record, ResumableBatch
+from lockstitch._printable import printable
 from lockstitch.cli import add_arguments, from_arguments, main
-from lockstitch.cli._printing import printable
 from lockstitch.testing import fake_clock
 
 ENV = {

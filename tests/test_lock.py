@@ -84,7 +84,11 @@ def test_the_same_process_is_told_that_it_is_itself(path):
         second.save("b", 2)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid":"x"}', "\xff", '{"pid":1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"pid":"x"}', "\xff", '{"pid":1}', '{"pid":1e400}', '{"pid":' + "[" * 4000],
+    ids=lambda text: text[:12],
+)
 def test_a_lock_file_that_does_not_tell_is_no_error(path, text):
     """The name in it is a courtesy; the lock is the kernel's."""
     with Checkpoint(path) as first:
@@ -168,6 +172,27 @@ def test_a_forked_child_has_no_part_in_the_file(path, child):
 
     assert parent.returncode == 0
     assert sorted(Checkpoint(path, read_only=True)) == ["a", "c"]
+
+
+FORK_AND_END = """
+import os, sys
+from lockstitch import resumable
+upper = resumable(sys.argv[1])(str.upper)
+upper("a")
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+upper("b")
+"""
+
+
+def test_the_end_of_a_forked_child_is_quiet(path, child):
+    """It does not try to seal the run of plain calls that its parent goes on with."""
+    parent = child(FORK_AND_END, path)
+    _, complaints = parent.communicate(timeout=60)
+
+    assert complaints == ""
+    assert sorted(Checkpoint(path, read_only=True)) == ["a", "b"]
 
 
 def test_a_reader_beside_the_writer_always_sees_a_beginning(path, child):

@@ -6,7 +6,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -20,6 +20,7 @@ from ._ledger import Ledger
 from ._model import Record, Stats, to_seconds
 from ._publish import new_salt
 from ._records import Header, iso
+from ._redaction import checked, redacted_config
 from ._repair import Verification, repair, verify
 from ._serializers import Codec, Serializer
 from ._snapshot import Snapshot
@@ -46,6 +47,10 @@ class Checkpoint:
             that `lockstitch supervise` has launched again (`LOCKSTITCH_RELAUNCH=1`).
         read_only: a snapshot: no lock, nothing written, works beside a live writer; `refresh()`
             looks again.
+        redact: keeps secrets out of the file: a function from text to what may be kept of it. It
+            is given messages and tracebacks of errors, reasons of limits, and the texts in
+            `config`, and must answer the same each time: a config is compared as it is kept.
+            Ids and results are stored as they are. What it raises stops the batch.
 
     Raises:
         UsageError: an argument is of the wrong type. Nothing was written.
@@ -66,6 +71,7 @@ class Checkpoint:
         fsync: bool | float | timedelta = True,
         fresh: bool = False,
         read_only: bool = False,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
             raise UsageError(f"Checkpoint takes the path of a file, not {path!r}")
@@ -74,7 +80,8 @@ class Checkpoint:
         if fresh and read_only:
             raise UsageError("fresh=True begins a new file, which read_only=True cannot")
         self._path = os.path.realpath(os.fspath(path))
-        self._config = None if config is None else as_config(config)
+        self._redact = checked(redact)
+        self._config = None if config is None else redacted_config(self._redact, as_config(config))
         self._on_config_change = on_config_change
         self._codec = Codec(serializer, result_type)
         self._fsync = fsync if isinstance(fsync, bool) else to_seconds(fsync, "fsync")
@@ -101,8 +108,8 @@ class Checkpoint:
 
     @property
     def is_open(self) -> bool:
-        """True while this object holds the file open for writing."""
-        return self._store is not None
+        """True while this object holds the file open for writing; never in a forked child."""
+        return self._store is not None and self._store.journal.is_mine
 
     # Life
 
@@ -140,7 +147,7 @@ class Checkpoint:
             self._path, fsync=self._fsync, storage=self._storage, fold=Ledger
         )
         journal.open(self._new_header, fresh=self._fresh)
-        store = Store(journal, self._codec, self._clock)
+        store = Store(journal, self._codec, self._clock, self._redact)
         try:
             self._check_serializer(journal.header)
             store.new_config = self._settle_config(journal)

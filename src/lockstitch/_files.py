@@ -251,6 +251,15 @@ def _in_memory(fd: int, offset: int) -> bool:
         return True
 
 
+def opener(path: str, flags: int) -> int:
+    """Open for `open(path, opener=…)` what lies where others may put things.
+
+    A link in a file's place would let somebody else choose what is read or written, and a pipe
+    would let the open wait for ever.
+    """
+    return os.open(path, flags | _NOFOLLOW | _NONBLOCK)
+
+
 def write_all(files: Files, fd: int, data: bytes) -> None:
     """Append all of `data`. If this raises, some of it may have been written."""
     taken = files.write(fd, data)
@@ -270,21 +279,26 @@ def read_blocks(
 
     The last one may lack its newline; one longer than `longest` comes in pieces without.
     """
-    offset, rest = start, b""
+    # The pieces of a line are joined once: adding each block to what is there already would copy
+    # a line of 64 MiB thirty times over.
+    offset, pieces, held = start, list[bytes](), 0
     while block := files.read(fd, int(min(_BLOCK, stop - offset)), offset):
         offset += len(block)
-        block = rest + block
         end = block.rfind(b"\n") + 1
-        block, rest = block[:end], block[end:]
-        if b"\r" in block:  # which `splitlines` takes for the end of a line too
-            yield [line + b"\n" for line in block.split(b"\n")[:-1]]
-        elif block:
-            yield block.splitlines(keepends=True)
-        if len(rest) > longest:
-            yield [rest]
-            rest = b""
-    if rest:
-        yield [rest]
+        if end:
+            whole = b"".join((*pieces, block[:end]))
+            pieces, held = [], 0
+            if b"\r" in whole:  # which `splitlines` takes for the end of a line too
+                yield [line + b"\n" for line in whole.split(b"\n")[:-1]]
+            else:
+                yield whole.splitlines(keepends=True)
+        pieces.append(block[end:])
+        held += len(block) - end
+        if held > longest:
+            yield [b"".join(pieces)]
+            pieces, held = [], 0
+    if held:
+        yield [b"".join(pieces)]
 
 
 def temporary_name(path: str) -> str:

@@ -88,8 +88,11 @@ class Journal(Generic[F]):
 
     @property
     def is_mine(self) -> bool:
-        """False in a forked child, which must leave the parent's file alone."""
-        return not self._commit.forked
+        """False in a forked child, which must leave the parent's file alone.
+
+        And in what is left of a process that died for a test: nothing tidies up in a dead one.
+        """
+        return not self._commit.forked and self._lock.is_held
 
     # Opening
 

@@ -24,6 +24,7 @@ from ._records import (
     Malformed,
     id_of,
     instant,
+    is_duration,
     kind_of,
     parse,
     seconds_of,
@@ -40,6 +41,9 @@ _EVERY = 4096
 _SAMPLE = 16
 
 _KINDS = frozenset({"run", "retry", "back", "cursor", "step", "pause", "waited", "stop", "end"})
+
+#: Those of them that begin with the id of an item.
+_OF_ITEMS = frozenset({"retry", "back", "cursor", "step"})
 
 
 @attrs.define
@@ -200,28 +204,32 @@ class Ledger:
         if kind not in _KINDS:
             return  # written by a newer version: kept in the file, and none of our business
         try:
-            self._apply_parsed(kind, offset, parse(line))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # The id is the one that `id_of` finds: a second key of that name must not be another.
+            id = id_of(line) if kind in _OF_ITEMS else ""
+            self._apply_parsed(kind, id, offset, parse(line))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Malformed(f"its {kind} record is incomplete ({error!r})") from error
 
-    def _apply_parsed(self, kind: str, offset: int, data: dict[str, Any]) -> None:
+    def _apply_parsed(self, kind: str, id: str, offset: int, data: dict[str, Any]) -> None:
         match kind:
             case "run":
                 self._apply_run(offset, data)
             case "retry":
-                self._apply_retry(offset, data)
+                self._apply_retry(id, offset, data)
             case "cursor":
-                self.cursors[str(data["cursor"])] = offset
-                self.unfinished.add(str(data["cursor"]))
+                self.cursors[id] = offset
+                self.unfinished.add(id)
             case "step":
-                self.steps.setdefault(str(data["step"]), {})[str(data["name"])] = offset
-                self.unfinished.add(str(data["step"]))
+                self.steps.setdefault(id, {})[str(data["name"])] = offset
+                self.unfinished.add(id)
             case "pause":
                 self._apply_pause(offset, data)
             case "waited":
+                if not is_duration(data["waited"]):
+                    raise ValueError(data["waited"])
                 self.waited[offset] = float(data["waited"])
             case "back" if self.runs:
-                self.runs[-1].open.pop(str(data["back"]), None)
+                self.runs[-1].open.pop(id, None)
             case "stop" if self.runs:
                 self.runs[-1].stop = str(data["stop"])
             case "end":
@@ -245,8 +253,7 @@ class Ledger:
         if "config" in data:
             self.config = dict(data["config"])
 
-    def _apply_retry(self, offset: int, data: dict[str, Any]) -> None:
-        id = str(data["retry"])
+    def _apply_retry(self, id: str, offset: int, data: dict[str, Any]) -> None:
         self.retries[id] = int(data["attempt"]), offset
         self.unfinished.add(id)
         due, at = instant(data["due"]), instant(data["at"])

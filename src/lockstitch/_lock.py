@@ -19,11 +19,17 @@ from typing import Protocol
 import filelock
 
 from ._errors import CheckpointLocked, UsageError
+from ._files import opener
 from ._records import instant, iso
 
 
 class Lock(Protocol):
     """What the journal needs of a lock."""
+
+    @property
+    def is_held(self) -> bool:
+        """True between `acquire` and `release`."""
+        ...
 
     def acquire(self) -> None:
         """Take the lock without waiting; raises `CheckpointLocked`."""
@@ -44,6 +50,10 @@ class RunLock:
         # thread_local: with filelock's default a release in another thread would do nothing.
         # fallback_to_soft: a marker file outlives its holder, so a silent switch to one is refused.
         self._lock = filelock.FileLock(self._path, thread_local=False, fallback_to_soft=False)
+
+    @property
+    def is_held(self) -> bool:
+        return self._lock.is_locked
 
     def acquire(self) -> None:
         folder = os.path.dirname(self._path) or "."
@@ -72,17 +82,17 @@ class RunLock:
     def _sign(self) -> None:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": iso(self._wall())}
         # The name in the lock file is a courtesy to the second comer: where it cannot be written
-        # (a full disk, a lock file owned by somebody else) the lock holds all the same.
-        with suppress(OSError), open(self._path, "r+", encoding="ascii") as file:
+        # (a full disk, something else in the lock file's place) the lock holds all the same.
+        with suppress(OSError), open(self._path, "r+", encoding="ascii", opener=opener) as file:
             file.truncate()
             file.write(json.dumps(about))
 
     def _holder(self) -> tuple[int | None, str | None, datetime | None, bool]:
         try:
-            with open(self._path, encoding="ascii") as file:
+            with open(self._path, encoding="ascii", opener=opener) as file:
                 about = json.loads(file.read(4096))
             pid, host, since = int(about["pid"]), str(about["host"]), instant(about["since"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None, None, None, False
 
         return pid, host, since, (pid, host) == (os.getpid(), socket.gethostname())

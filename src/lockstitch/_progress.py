@@ -15,6 +15,7 @@ import attrs
 
 from ._errors import UsageError
 from ._model import duration
+from ._printable import printable
 
 #: Without a terminal, a line is written at most this often, in seconds.
 _LINE_EVERY = 30.0
@@ -120,7 +121,7 @@ class Lines:
         self._tenth, self._waiting = max(tenth, self._tenth), waiting
         if due:
             self._written = progress.elapsed
-            print(f"lockstitch: {progress}", file=sys.stderr, flush=True)  # noqa: T201 - it was asked for
+            print(printable(f"lockstitch: {progress}"), file=sys.stderr, flush=True)  # noqa: T201 - it was asked for
 
 
 class Bar:

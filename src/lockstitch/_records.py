@@ -251,6 +251,24 @@ def error_from(data: object) -> ErrorInfo | None:
         raise Malformed(f"its error is not one ({error})") from error
 
 
+def numbers_from(data: Mapping[str, Any]) -> tuple[int, float | None]:
+    """Return the attempt and the seconds that an item's record holds.
+
+    Raises:
+        Malformed: there is something else in their place.
+    """
+    attempt, seconds = data.get("attempt", 0), data.get("seconds")
+    if not isinstance(attempt, int) or not (seconds is None or is_duration(seconds)):
+        raise Malformed("its attempt or its seconds are not numbers that can be")
+
+    return int(attempt), None if seconds is None else float(seconds)
+
+
+def is_duration(value: object) -> bool:
+    """Tell whether a value is a number of seconds, not infinite, and not before it began."""
+    return isinstance(value, (int, float)) and 0 <= value < 1e12
+
+
 def iso(seconds: float) -> str:
     """Return an instant as the file spells it: UTC, milliseconds, `Z`."""
     text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -15,7 +15,16 @@ from ._journal import Storage
 from ._ledger import Ledger
 from ._publish import keep_aside, new_salt, write_new
 from ._reading import find_salts, load_header, refuse_special
-from ._records import Header, Malformed, instant, iso, parse
+from ._records import (
+    Header,
+    Malformed,
+    error_from,
+    instant,
+    iso,
+    kind_of,
+    numbers_from,
+    parse,
+)
 
 
 @attrs.frozen
@@ -79,6 +88,7 @@ def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledg
     ledger, good, end = Ledger(), [], start
     for _, (number, offset, line) in sorted(intact.items()):
         try:
+            _check_item(line)
             ledger.apply_all([(end, line)])
         except Malformed as error:
             scan.wrong.append(Wrong(-1, number, offset, offset + len(line), f"{error}"))
@@ -87,6 +97,14 @@ def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledg
             end += len(line)
 
     return scan, ledger, good
+
+
+def _check_item(line: bytes) -> None:
+    """Read an item's record to its end, which opening does not: it leaves results in the file."""
+    if kind_of(line) == "id":
+        data = parse(line)
+        error_from(data.get("error"))
+        numbers_from(data)
 
 
 def _report(path: str, scan: Scan, ledger: Ledger, lines: int) -> Verification:
@@ -187,10 +205,10 @@ def _rebuild_header(files: Files, fd: int, error: CheckpointDamaged) -> tuple[He
     )
 
 
-def _remains(first: bytes) -> dict[str, object]:
-    """Return what a damaged header still says, if it is still JSON."""
+def _remains(line: bytes) -> dict[str, object]:
+    """Return what a line still says, if it is still JSON."""
     try:
-        return parse(first)
+        return parse(line)
     except Malformed:
         return {}
 
@@ -201,7 +219,7 @@ def _told_by_runs(files: Files, fd: int, start: int, salt: int) -> dict[str, obj
     lines = scan.frames(read_blocks(files, fd, start, MAX_LINE))
     for _, line in lines:
         if line.startswith(b'{"run":'):
-            said = parse(line)
+            said = _remains(line)
             told.update({key: said[key] for key in ("batch", "config") if key in said})
 
     return told

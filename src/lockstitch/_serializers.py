@@ -235,11 +235,11 @@ class Codec:
                 same, data = _scan(text, 0)[0] == value, text.encode("ascii")
             else:
                 data = self._dumps(value)
-                same = type(data) is bytes and data.isascii() and self._loads(data) == value
+                same = data.isascii() and self._loads(data) == value
         except Exception:  # noqa: BLE001 - the long way meets it again, and says what is wrong
             return None
 
-        return data if same is True else None
+        return data if same is True and isinstance(data, bytes) else None
 
     def _read_back(self, fragment: bytes) -> Any:
         # What is not known to be JSON goes the way that a reader will take, through the line.

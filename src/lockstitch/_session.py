@@ -319,6 +319,15 @@ class Session(Generic[T]):
             BaseException: what is not an item's error, such as a result that cannot be stored;
                 the item is pending.
         """
+        try:
+            return self._settle(entry, outcome, book=book)
+        except BaseException:
+            # What could not be written is pending, and nobody must wait for it to end.
+            if entry.id in self.scheduler.in_flight:
+                self.leave(entry)
+            raise
+
+    def _settle(self, entry: Entry, outcome: Outcome, *, book: bool) -> bool:
         self.run.write_stop()
         if outcome.fatal is not None:
             if outcome.cancelled:

@@ -16,22 +16,27 @@ import attrs
 
 from ._clock import Clock
 from ._errors import UsageError
+from ._frames import Wrong
 from ._journal import Journal
 from ._ledger import Ledger
 from ._model import ErrorInfo, Limit, Record, Stats
+from ._reading import damaged
 from ._records import (
     Header,
+    Malformed,
     error_from,
     id_of,
     instant,
     iso,
     item_payload,
     kind_of,
+    numbers_from,
     payload,
     retry_payload,
     start_payload,
     value_payload,
 )
+from ._redaction import Redact, nothing, redacted_error
 from ._serializers import Codec
 
 logger = logging.getLogger("lockstitch")
@@ -44,6 +49,8 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 class Source(Protocol):
     """A journal or a snapshot, for reading."""
+
+    path: str
 
     @property
     def fold(self) -> Ledger: ...
@@ -67,26 +74,35 @@ def boot_id() -> str:
 
 
 def get(source: Source, codec: Codec, id: str) -> Record:
-    """Return the record of `id`; raises `KeyError`."""
-    run = 0
+    """Return the record of `id`.
+
+    Raises:
+        KeyError: there is none.
+        CheckpointDamaged: it proves itself and yet makes no sense.
+    """
+    run = offset = 0
 
     def find(ledger: Ledger) -> int:
-        nonlocal run
+        nonlocal run, offset
         offset = ledger.offset(id)
         run = ledger.run_at(offset)  # here, where no compaction can move the record
 
         return offset
 
     data = source.read(find)
+    try:
+        error, (attempt, seconds) = error_from(data.get("error")), numbers_from(data)
+    except Malformed as wrong:
+        raise damaged(source.path, Wrong(-1, 0, offset, offset, str(wrong))) from None
 
     return Record(
         id=id,
         status=str(data["status"]),
         result=codec.decode(data["result"]) if "result" in data else None,
-        error=error_from(data.get("error")),
-        attempt=int(str(data.get("attempt", 0))),
+        error=error,
+        attempt=attempt,
         run=run,
-        seconds=float(str(data["seconds"])) if "seconds" in data else None,
+        seconds=seconds,
         at=instant(data.get("at")),
     )
 
@@ -126,6 +142,7 @@ class Store:
     journal: Journal[Ledger]
     codec: Codec
     clock: Clock
+    redact: Redact = nothing
     #: A config that was changed and kept; the next run line brings it into the file.
     new_config: dict[str, Any] | None = None
     _claimed: bool = attrs.field(init=False, default=False)
@@ -181,6 +198,8 @@ class Store:
         """
         if status not in self._words:
             self._check_word(status)
+        if error is not None:
+            error = redacted_error(self.redact, error)
         fragment = None if error is not None and result is None else self.codec.encode(id, result)
         self.journal.append(
             item_payload(id, status, fragment, error, attempt, seconds, self._now()), id=id
@@ -204,6 +223,7 @@ class Store:
 
     def retry(self, id: str, attempt: int, error: ErrorInfo, due: float) -> None:
         """Book a failed attempt that another will follow, `due` in seconds since 1970."""
+        error = redacted_error(self.redact, error)
         self.journal.append(retry_payload(id, attempt, error, due, self._now()), id=id)
 
     def save_cursor(self, id: str, value: object) -> None:
@@ -259,8 +279,8 @@ class Store:
         """Keep a limit over restarts; `until` in seconds since 1970, `by` as in `Pause`."""
         said = {
             "until": iso(until),
-            "reason": limit.reason,
-            "scope": limit.scope,
+            "reason": self.redact(limit.reason),
+            "scope": self.redact(limit.scope),
             "by": by,
         }
         self.journal.append(payload("pause", said, at=self._now()))

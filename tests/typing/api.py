@@ -20,6 +20,7 @@ from lockstitch import (
     current_attempt,
     resumable,
 )
+from lockstitch.testing import crash_everywhere
 
 
 class Case:
@@ -75,6 +76,15 @@ with Checkpoint("run.jsonl") as checkpoint:
     assert_type(list(checkpoint.records(status="error")), list[Record])
 
 assert_type(current_attempt(), Attempt | None)
+
+
+def redact(text: str) -> str:
+    return text.replace("secret", "…")
+
+
+Checkpoint("run.jsonl", redact=redact)
+Checkpoint("run.jsonl", redact=str.encode)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+assert_type(crash_everywhere(lambda: "any result"), int)
 
 
 class Quota:

@@ -89,7 +89,7 @@ def _json_rows(path: str, key: str) -> Iterator[Any]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadInput(f"{path}, line {number} is not JSON: {error}") from None
             if not isinstance(row, dict) or key not in row:
                 raise BadInput(f"{path}, line {number} is not an object with the field {key!r}")

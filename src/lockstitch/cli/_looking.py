@@ -16,10 +16,11 @@ from lockstitch._checkpoint import Checkpoint
 from lockstitch._errors import UsageError
 from lockstitch._ledger import Ledger
 from lockstitch._model import Record, duration
+from lockstitch._printable import printable
 from lockstitch._snapshot import Snapshot
 from lockstitch._store import records, stats
 
-from ._printing import count, listed, printable, say
+from ._printing import count, listed, say
 from ._stored import CODEC, snapshot
 
 _COLUMNS = (

@@ -20,10 +20,11 @@ from lockstitch._errors import (
     SerializationFailed,
     UsageError,
 )
+from lockstitch._printable import printable
 
-from . import _keeping, _looking, _run, _supervise, _waiting
+from . import _doctor, _keeping, _looking, _run, _supervise, _waiting
 from ._arguments import add_policy_arguments, number_from
-from ._printing import complain, printable, warnings_shown
+from ._printing import complain, warnings_shown
 
 #: sysexits.h, so that a script can tell a wrong call from work that went badly. Never 1 or 2:
 #: those are answers of a batch. The first that fits counts.
@@ -45,6 +46,7 @@ _EXITS = """\
 exit codes:
   run: 0 all done, 1 done with errors, 2 not done (limited, or out of time): run it again
   wait: 0 go on, 66 nothing is parked;  supervise: that of the command
+  verify: 1 damaged;  doctor: 1 there are limits
   64 wrong call, 65 damaged or unfit data, 66 no such file, 74 disk error,
   75 in use by another run, 78 made with another command"""
 
@@ -170,6 +172,12 @@ def _parser() -> _Parser:
     each.add_argument("--errors", action="store_true", help="group the errors by their message")
     _add_export(verb("export", _looking.export, "write one row per record"))
     verb("verify", _looking.verify, "check every line; exit with 1 if stored bytes are damaged")
+    verb(
+        "doctor",
+        _doctor.doctor,
+        "say what a path can promise; exit with 1 if not all",
+        _DOCTOR,
+    )
     verb("repair", _keeping.repair, "keep every intact record, and put damaged bytes aside")
     verb("compact", _keeping.compact, "rewrite the file without superseded lines")
     each = verb("forget", _keeping.forget, "drop what is known of items, so that they run again")
@@ -193,6 +201,12 @@ _RUN = (
 _WAIT = (
     "Sleep until the run that is parked in CKPT may go on, and exit with 0; exit with 66 when the "
     "last run is not parked."
+)
+
+_DOCTOR = (
+    "Look at the file system, the folder and the lock at CKPT, which need not exist and may be a "
+    "folder: try them out on files of its own, which are removed again, and say what was found, "
+    "what it means and what to do. Exit with 1 when something that is promised does not hold there."
 )
 
 _SUPERVISE = (

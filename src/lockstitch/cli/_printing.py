@@ -1,36 +1,14 @@
-"""What the command prints. Nothing reaches a terminal past `printable`.
-
-Ids and error messages come from the outside: from a web page, a file name, a model. A stored
-escape sequence must not clear the screen, and a stored line break must not forge a line, when
-somebody looks at the checkpoint a week later.
-"""
+"""What the command prints. Nothing reaches a terminal past `printable`."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-#: C0 and C1 controls, DEL, the bidirectional controls, the line and paragraph separators (which
-#: some programs break lines at), and what no encoding can write: lone surrogates.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ud800-\udfff]"
-)
-_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-
-
-def printable(text: str) -> str:
-    r"""Return `text` on one line that does nothing to a terminal: ESC becomes `\x1b`."""
-    return _UNSAFE.sub(_escaped, text)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-
-    return _SHORT.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+from lockstitch._printable import printable
 
 
 def say(line: str) -> None:

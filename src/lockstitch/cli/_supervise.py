@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lockstitch._errors import CheckpointDamaged, UsageError
+from lockstitch._files import opener
 from lockstitch._ledger import Pause
 
 from ._printing import complain, count
@@ -98,7 +99,7 @@ def _seen(path: str) -> Seen | None:
 def _holder(path: str) -> bytes | None:
     """Return what the last one to open the checkpoint for writing has left in the lock file."""
     try:
-        with open(f"{path}.lock", "rb") as file:
+        with open(f"{path}.lock", "rb", opener=opener) as file:
             return file.read(4096)
     except OSError:
         return None
