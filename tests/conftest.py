@@ -8,12 +8,17 @@ import sys
 import threading
 from collections import Counter
 
+import hypothesis
 import pytest
 
 from lockstitch._clock import CLOCK
 from lockstitch._files import Files, SystemFiles
 from lockstitch._journal import STORAGE, Storage
 from lockstitch._lock import RunLock
+
+# How long an example takes says more about the machine than about the library.
+hypothesis.settings.register_profile("lockstitch", deadline=None)
+hypothesis.settings.load_profile("lockstitch")
 
 #: Seconds a thread that was told to end may take to do so.
 _PATIENCE = 10.0
