@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import itertools
 import math
-import mmap
 import os
 import queue
 import secrets
@@ -236,7 +235,8 @@ class SystemFiles:
 
 def _probes(size: int) -> list[int]:
     """Return offsets to ask about: one in each block and the last, in different pages."""
-    last = max(0, size - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+    page = os.sysconf("SC_PAGE_SIZE")
+    last = max(0, size - 1) // page * page
 
     return sorted({*range(0, size, _BLOCK), last})
 

@@ -64,7 +64,7 @@ class Wrong:
     reason: str
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Scan:
     """What one reading of a file has found, line by line; `frames` fills it in."""
 

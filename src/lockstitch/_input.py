@@ -40,7 +40,7 @@ def redo_test(
     return lambda id: status(id) in wanted
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Input(Generic[T]):
     """The items of a batch and the ids they have."""
 

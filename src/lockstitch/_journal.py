@@ -33,7 +33,7 @@ Keep = Callable[[int, bytes], bool]
 _SEAL_ROOM = 128
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Storage:
     """Where checkpoints live: the file calls, and the lock for a path."""
 

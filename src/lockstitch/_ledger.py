@@ -46,7 +46,7 @@ _KINDS = frozenset({"run", "retry", "back", "cursor", "step", "pause", "waited",
 _OF_ITEMS = frozenset({"retry", "back", "cursor", "step"})
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Run:
     """One run, as its `run` line and what followed tell."""
 
@@ -76,7 +76,7 @@ class Pause:
     by: str
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Ledger:
     """The state of a checkpoint. `apply_all` is called by one thread at a time."""
 

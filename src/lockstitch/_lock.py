@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -21,6 +20,13 @@ import filelock
 from ._errors import CheckpointLocked, UsageError
 from ._files import opener
 from ._records import instant, iso
+
+
+def host_name() -> str:
+    """Return the name of this machine."""
+    import socket  # noqa: PLC0415 - as dear as two modules of ours, and asked for once in a run
+
+    return socket.gethostname()
 
 
 class Lock(Protocol):
@@ -80,7 +86,7 @@ class RunLock:
         self._lock.release()
 
     def _sign(self) -> None:
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": iso(self._wall())}
+        about = {"pid": os.getpid(), "host": host_name(), "since": iso(self._wall())}
         # The name in the lock file is a courtesy to the second comer: where it cannot be written
         # (a full disk, something else in the lock file's place) the lock holds all the same.
         with suppress(OSError), open(self._path, "r+", encoding="ascii", opener=opener) as file:
@@ -95,4 +101,4 @@ class RunLock:
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None, None, None, False
 
-        return pid, host, since, (pid, host) == (os.getpid(), socket.gethostname())
+        return pid, host, since, (pid, host) == (os.getpid(), host_name())

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import attrs
 
 from ._errors import UsageError
-from ._headers import Reset, causes, probe, reset_from_exception, reset_from_headers
 
 #: An exception class, or the name of one.
 Kind = type[BaseException] | str
@@ -183,6 +182,8 @@ class Limit:
         Reads `Retry-After` and its relatives, and counters that are at 0: RateLimit, X-RateLimit-*
         and those of GitHub, OpenAI, Azure and Anthropic. What cannot be read is ignored.
         """
+        from ._headers import reset_from_headers  # noqa: PLC0415 - as below
+
         return cls._told(*reset_from_headers(headers))
 
     @classmethod
@@ -192,6 +193,9 @@ class Limit:
         Looks at the exception and at what it was raised from, for `RateLimited`, HTTP 429, headers
         as in `from_headers`, gRPC's RetryInfo and AWS's throttling codes, whatever the client.
         """
+        # Its patterns are compiled when it is imported, and most batches never meet a limit.
+        from ._headers import causes, probe, reset_from_exception  # noqa: PLC0415
+
         for each in causes(exception):
             carried = probe(each, "limit")
             limit = (
@@ -203,7 +207,7 @@ class Limit:
         return None
 
     @classmethod
-    def _told(cls, limited: bool, reset: Reset, source: str) -> Limit | None:
+    def _told(cls, limited: bool, reset: datetime | float | None, source: str) -> Limit | None:
         if not limited:
             return None
         if isinstance(reset, datetime):

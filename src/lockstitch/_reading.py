@@ -128,7 +128,7 @@ def find_salts(files: Files, fd: int) -> Iterator[int]:
 F = TypeVar("F", bound=Fold)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Contents(Generic[F]):
     """A file that has been read: its header, what was found, and what was made of its lines."""
 

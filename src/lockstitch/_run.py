@@ -21,7 +21,7 @@ from ._store import Store, boot_id
 FAILED = frozenset({"error", "quarantined"})
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Run:
     """The open run of a batch. Thread-safe, but for `seal` and `summary`."""
 

@@ -118,7 +118,7 @@ def _encoder(default: Callable[[Any], Any]) -> Callable[[object], str]:
     return lambda value: "".join(iterate(value, 0))
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Module:
     """A module with `dumps` and `loads` as a serializer."""
 

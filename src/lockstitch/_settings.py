@@ -16,7 +16,7 @@ from ._retry import RetryPolicy
 from ._scheduler import Rules
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Settings:
     """The checked arguments of a batch, apart from checkpoint and items."""
 

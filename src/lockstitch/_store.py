@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from ._errors import UsageError
 from ._frames import Wrong
 from ._journal import Journal
 from ._ledger import Ledger
+from ._lock import host_name
 from ._model import ErrorInfo, Limit, Record, Stats
 from ._reading import damaged
 from ._records import (
@@ -135,7 +135,7 @@ def stats(source: Source) -> Stats:
     )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Store:
     """The writing side. Thread-safe where `Journal.append` is."""
 
@@ -264,7 +264,7 @@ class Store:
                 number,
                 at=self._now(),
                 pid=os.getpid(),
-                host=socket.gethostname(),
+                host=host_name(),
                 boot=boot_id(),
                 batch=header.batch,
                 salt=header.salt,
