@@ -541,6 +541,20 @@ def test_a_cache_that_cannot_be_dropped_is_copied_unless_it_was_sealed(path, fil
         assert len(checkpoint) == 3
 
 
+def test_where_a_cache_cannot_be_dropped_the_last_line_of_a_sealed_file_is_renewed(path, files):
+    """Its own sync may have failed with nobody left to see it; all before it was on the disk."""
+    with Checkpoint(path) as checkpoint:
+        fill(checkpoint)
+    sealed, order = path.read_bytes(), []
+    files.on["drop_cache"] = lambda *_: False
+    for name in ("truncate", "sync", "write"):
+        files.on[name] = lambda *_, name=name: order.append(name)
+    with Checkpoint(path) as checkpoint:
+        assert order[-4:] == ["truncate", "sync", "write", "sync"]
+        assert path.read_bytes() == sealed
+        assert len(checkpoint) == 3
+
+
 def test_opening_syncs_and_drops_before_it_reads(path, files):
     """What is believed is what the disk holds."""
     with Checkpoint(path) as checkpoint:

@@ -71,6 +71,8 @@ class Scan:
     proven: int
     #: Where the header's line ends.
     start: int
+    #: Where the last valid line begins.
+    begin: int = 0
     #: Where the last valid line ends, and its number.
     end: int = attrs.field(default=attrs.Factory(lambda self: self.start, takes_self=True))
     last: int = 0
@@ -104,7 +106,7 @@ class Scan:
                 self._note(self.last, start, start, _missing(self.last + 1, n - 1))
             self.last = n
             self.proven = max(self.proven, s)
-            self.end = offset
+            self.begin, self.end = start, offset
             yield start, raw
         if self.last < self.proven:
             self._note(
