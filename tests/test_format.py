@@ -222,6 +222,20 @@ def test_a_proved_line_that_makes_no_sense_is_refused(path):
         assert len(checkpoint) == 9
 
 
+@pytest.mark.parametrize("odd", ['"error":7', '"attempt":"first"', '"seconds":[]'])
+def test_a_proved_record_that_makes_no_sense_is_refused_when_it_is_read(path, odd):
+    """The other records are read; this one says in which file and where it is."""
+    change(path, lambda lines: lines)
+    header = parse_header(path.read_bytes().splitlines(keepends=True)[0])
+    with path.open("ab") as file:
+        file.write(seal(b'{"id":"odd","status":"ok",%b}' % odd.encode(), 10, 9, header.salt))
+    with Checkpoint(path, read_only=True) as checkpoint:
+        assert checkpoint["i0"].result == 0
+        with pytest.raises(CheckpointDamaged, match="record 'odd'") as caught:
+            checkpoint["odd"]
+    assert caught.value.offset > 0
+
+
 def test_what_repair_writes_is_proven(path):
     """Every line of a published file is on the disk, so any later loss in it is damage."""
     change(path, EDITS["dropped"])

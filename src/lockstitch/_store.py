@@ -16,11 +16,14 @@ import attrs
 
 from ._clock import Clock
 from ._errors import UsageError
+from ._frames import Wrong
 from ._journal import Journal
 from ._ledger import Ledger
 from ._model import ErrorInfo, Limit, Record, Stats
+from ._reading import damaged
 from ._records import (
     Header,
+    Malformed,
     error_from,
     id_of,
     instant,
@@ -51,6 +54,9 @@ class Source(Protocol):
     @property
     def header(self) -> Header: ...
 
+    @property
+    def path(self) -> str: ...
+
     def read(self, find: Any) -> dict[str, object]: ...
 
 
@@ -67,26 +73,37 @@ def boot_id() -> str:
 
 
 def get(source: Source, codec: Codec, id: str) -> Record:
-    """Return the record of `id`; raises `KeyError`."""
-    run = 0
+    """Return the record of `id`.
+
+    Raises:
+        KeyError: it has none.
+        CheckpointDamaged: its bytes changed, or its line proves itself and makes no sense.
+    """
+    offset = run = 0
 
     def find(ledger: Ledger) -> int:
-        nonlocal run
+        nonlocal offset, run
         offset = ledger.offset(id)
         run = ledger.run_at(offset)  # here, where no compaction can move the record
 
         return offset
 
     data = source.read(find)
+    try:
+        error = error_from(data.get("error"))
+        attempt = int(str(data.get("attempt", 0)))
+        seconds = float(str(data["seconds"])) if "seconds" in data else None
+    except (Malformed, ValueError) as odd:
+        raise damaged(source.path, Wrong(-1, 0, offset, offset, f"record {id!r}: {odd}")) from odd
 
     return Record(
         id=id,
         status=str(data["status"]),
         result=codec.decode(data["result"]) if "result" in data else None,
-        error=error_from(data.get("error")),
-        attempt=int(str(data.get("attempt", 0))),
+        error=error,
+        attempt=attempt,
         run=run,
-        seconds=float(str(data["seconds"])) if "seconds" in data else None,
+        seconds=seconds,
         at=instant(data.get("at")),
     )
 
