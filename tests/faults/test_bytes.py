@@ -40,9 +40,9 @@ def opened(data):
     try:
         found = records_of(checkpoint)
     except (CheckpointDamaged, UsageError) as error:
+        found = error
+    if isinstance(found, Exception):
         assert disk.bytes(PATH) == data
-        assert str(error)
-        return error
     checkpoint.close()
 
     return found
@@ -212,7 +212,7 @@ HANDS = {
 @pytest.mark.parametrize("hand", HANDS)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_another_hand_at_an_open_file_is_noticed_or_harmless(tmp_path, hand, round, trials):
-    """A save after it raises, or what it acknowledges is there; a changed record is not believed."""
+    """The next save is refused, or what it acknowledges is there; what changed is not believed."""
     path = tmp_path / "run.jsonl"
     checkpoint = Checkpoint(path)
     for number in range(5 + round):
