@@ -1,7 +1,7 @@
 """Bytes that nobody has written, fed to everything that reads a checkpoint.
 
-`python -m tests.faults.fuzz CORPUS -max_total_time=60` runs it under atheris, where that is
-installed; the suite feeds it the kept corpus, and what hypothesis makes up.
+The suite feeds it the kept corpus and what hypothesis makes up; `nightly` runs `main` under
+atheris.
 """
 
 import logging
@@ -68,17 +68,13 @@ def ids(checkpoint):
 
 
 def main():
+    """Let atheris make up inputs; its options are those of the command line."""
     import atheris
 
     logging.getLogger("lockstitch").setLevel(logging.CRITICAL)
-    atheris.instrument_all()
     atheris.Setup(sys.argv, feed_silently)
     atheris.Fuzz()
 
 
 def feed_silently(data):
     feed(data)
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,6 @@ ROWS = {
     22: "descriptors, threads and files left behind, in every test",
     24: "kills at random moments, thousands",
     25: "a power cut on a real ext4",
-    27: "failed syncs on a real ext4",
     28: "states of the disk in random programs",
     29: "coverage-guided fuzz of the reader",
 }

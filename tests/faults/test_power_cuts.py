@@ -1,44 +1,16 @@
 """Every state that a power cut may leave, in one run and over several."""
 
-import errno
 import itertools
-import os
 from contextlib import suppress
 
 import pytest
 
-from lockstitch import Checkpoint, CheckpointDamaged
+from lockstitch import CheckpointDamaged
 
-from .disk import CHANGES, Disk, Killed
-from .oracle import PATH, Promise, goes_on, judge, on, records_of, recover
+from .deaths import DEATHS, Death, Recorder, resumed
+from .disk import Disk, Killed
+from .oracle import PATH, Promise, goes_on, recover
 from .workloads import STEADY, WORKLOADS, User, history
-
-
-class Recorder:
-    """Collects each state that a power cut may leave, with what was promised at that moment."""
-
-    def __init__(self, user):
-        self._user = user
-        #: (names and bytes, what was promised) of each different state.
-        self.found = {}
-        user.disk.before = self
-
-    def __call__(self, call):
-        if call in CHANGES:
-            self.take()
-
-    def take(self):
-        may = self._user.promise.may
-        for state in self._user.disk.states():
-            # Each promise is kept here, so no other gets its id.
-            self.found.setdefault((*sorted(state.items()), id(may)), (state, may))
-
-    def judge(self, *, damaged=False):
-        """Recover each; return how many there were."""
-        for state, may in self.found.values():
-            recover(state, may, damaged=damaged)
-
-        return len(self.found)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -72,35 +44,6 @@ def test_a_power_cut_while_a_file_is_set_aside_loses_neither_file(trials):
     trials(4, len(recorder.found))
 
 
-#: Ways to die, and the calls in which one can die so.
-DEATHS = {"kill": CHANGES, "torn write": {"write"}, "failed sync": {"sync"}}
-
-
-class Death:
-    """Kills the process at the k-th call of those in which it can die so."""
-
-    def __init__(self, at, how):
-        self._left = at
-        self._how = how
-        #: True once it is dying: no call is made any more.
-        self.came = False
-
-    def __call__(self, call):
-        if self.came:
-            raise Killed
-        if call not in DEATHS[self._how]:
-            return None
-        self._left -= 1
-        if self._left >= 0:
-            return None
-        self.came = True
-        if self._how == "torn write":
-            return 20
-        if self._how == "failed sync":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        raise Killed
-
-
 def killed(workload, at, how, drops):
     """Run a workload until its death; return its user, None if it came to its end before."""
     user = workload.start()
@@ -111,24 +54,6 @@ def killed(workload, at, how, drops):
     user.die()
 
     return user if death.came else None
-
-
-def resumed(before, workload, how):
-    """Start again after a death; return the new user, who relies on what is shown."""
-    disk = before.disk
-    disk.before = lambda _call: None
-    disk.fine = False
-    user = User(disk, Promise(before.promise.may))
-    recorder = Recorder(user)
-    if workload.damaged:
-        on(disk, lambda: Checkpoint.repair(PATH))
-    found = records_of(user.checkpoint)
-    judge(found, before.promise.may)
-    if how == "kill":
-        assert before.returned.items() <= found.items()
-    user.promise.told(found)
-
-    return user, recorder
 
 
 @pytest.mark.parametrize("drops", [True, False], ids=["cache dropped", "cache kept"])
