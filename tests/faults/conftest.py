@@ -1,11 +1,25 @@
 """Counting trials, and the table of them at the end."""
 
 import logging
+import os
 from collections import Counter
 
 import pytest
 
 from .rows import table
+
+#: These faults need signals, limits and forks.
+collect_ignore = (
+    []
+    if os.name == "posix"
+    else [
+        "test_disk_full.py",
+        "test_interrupts.py",
+        "test_kills.py",
+        "test_surroundings.py",
+        "test_system_calls.py",
+    ]
+)
 
 
 @pytest.fixture

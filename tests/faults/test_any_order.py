@@ -189,6 +189,7 @@ def without(model, id):
 STEPS = []
 
 
+@pytest.mark.timeout(300)  # it may share its cores with others
 def test_any_order_of_calls_is_a_dict(trials):
     """300 machines of up to 30 calls: after each, the checkpoint is what the dict is."""
     before = len(STEPS)

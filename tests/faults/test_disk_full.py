@@ -65,6 +65,7 @@ print(trials)
 """
 
 
+@pytest.mark.timeout(300)  # it may share its cores with others
 @pytest.mark.parametrize("mode", ["same process", "next start"])
 def test_a_disk_that_is_full_at_any_byte_costs_only_a_save(tmp_path, mode, run_child, trials):
     """Nothing is glued to half a line; with space again the same object, or the next, goes on."""

@@ -121,6 +121,7 @@ def test_rivals_are_never_inside_together(path, child, trials):
 # Crowds
 
 
+@pytest.mark.timeout(300)  # it may share its cores with others
 def test_eight_threads_and_compactions_lose_and_double_nothing(path, files, trials):
     """20,000 saves with rewrites in between; savers share their syncs."""
     threads, each = 8, 2500

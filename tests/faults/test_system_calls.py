@@ -61,7 +61,7 @@ def run(plan, tmp_path, *strace):
     if strace:
         command[:0] = ["strace", "-f", "-qq", *strace]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -139,6 +139,7 @@ def go_on(path, may):
     assert not list(path.parent.glob("*.tmp-*"))
 
 
+@pytest.mark.timeout(300)  # it may share its cores with others
 @needs_strace
 @pytest.mark.parametrize("when", ["", "+"], ids=["once", "for ever"])
 def test_an_error_of_any_system_call_loses_nothing_acknowledged(tmp_path, when, trials):
@@ -150,6 +151,7 @@ def test_an_error_of_any_system_call_loses_nothing_acknowledged(tmp_path, when, 
         trials(2)
 
 
+@pytest.mark.timeout(300)  # it may share its cores with others
 @needs_strace
 def test_a_kill_at_any_system_call_loses_nothing_acknowledged(tmp_path, trials):
     """SIGKILL in place of each call; the next start goes on."""
