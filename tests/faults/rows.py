@@ -1,7 +1,7 @@
 """The kinds of fault, by number, and how the trials of each are counted and shown."""
 
 ROWS = {
-    1: "an error at each file call, once and for ever, ten error codes",
+    1: "an error at each file call, once and for ever, ten codes",
     2: "the same through real system calls",
     3: "a disk that is full at each byte, then freed",
     4: "a power cut after each call: every state the disk may be in",

@@ -85,7 +85,7 @@ def test_what_a_second_run_reports_survives_a_power_cut(name, how, drops, trials
 def test_what_a_third_run_reports_survives_a_power_cut(name, how, trials):
     """Killed, started again, killed while it opens or saves, started again, power cut."""
     workload, count = WORKLOADS[name], 0
-    for first in itertools.count(0, 3):
+    for first in itertools.count(0, 6):
         for second in itertools.count():
             before = killed(workload, first, how, drops=True)
             if before is None:
