@@ -13,6 +13,9 @@ from .oracle import PATH, Promise, goes_on, recover
 from .workloads import STEADY, WORKLOADS, User, history
 
 
+pytestmark = pytest.mark.timeout(300)  # they may share their cores with others
+
+
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_power_cut_at_any_moment_keeps_what_was_acknowledged(name, trials):
     """One run, every state after every call: the promise holds and the checkpoint goes on."""
