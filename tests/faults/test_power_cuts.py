@@ -12,7 +12,6 @@ from .disk import Disk, Killed
 from .oracle import PATH, Promise, goes_on, recover
 from .workloads import STEADY, WORKLOADS, User, history
 
-
 pytestmark = pytest.mark.timeout(300)  # they may share their cores with others
 
 
