@@ -10,9 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lockstitch import (
     Checkpoint,
@@ -594,106 +591,6 @@ def test_a_finding_counts_only_at_the_second_look(path, files):
     assert len(reader) == 5
     assert len(opens) == 2
     reader.close()
-
-
-# Any order of calls
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """A checkpoint against a dict, with deaths in between."""
-
-    def __init__(self):
-        super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        self.model = {}
-        self.generation = 0
-        self.checkpoint = None
-
-    @property
-    def path(self):
-        return self.folder / f"{self.generation}.jsonl"
-
-    @initialize(fsync=st.sampled_from([True, False]))
-    def begin(self, fsync):
-        self.fsync = fsync
-        self.checkpoint = Checkpoint(self.path, fsync=fsync)
-
-    @rule(
-        id=st.sampled_from("abcdef"),
-        value=st.none() | st.integers() | st.text(max_size=5) | st.lists(st.booleans(), max_size=3),
-        status=st.sampled_from(["ok", "pass", "error"]),
-    )
-    def save(self, id, value, status):
-        self.checkpoint.save(id, value, status=status)
-        self.model.pop(id, None)
-        self.model[id] = (status, value)
-
-    @rule(ids=st.sets(st.sampled_from("abcdefg")))
-    def forget(self, ids):
-        assert self.checkpoint.forget(ids) == len(ids & self.model.keys())
-        for id in ids:
-            self.model.pop(id, None)
-
-    @rule()
-    def compact(self):
-        self.checkpoint.compact()
-
-    @rule()
-    def flush(self):
-        self.checkpoint.flush()
-
-    @rule()
-    def reopen(self):
-        self.checkpoint.close()
-        self.checkpoint = Checkpoint(self.path, fsync=self.fsync)
-
-    @rule(torn=st.binary(max_size=60))
-    def die(self, torn):
-        """The process is killed, perhaps in the middle of a write; the next one goes on."""
-        old = self.path
-        data = old.read_bytes() if old.exists() else None
-        self.checkpoint.close()
-        self.generation += 1
-        if data is not None:
-            self.path.write_bytes(data + torn.replace(b"\n", b" "))
-        elif self.model:
-            raise AssertionError("records without a file")
-        self.checkpoint = Checkpoint(self.path, fsync=self.fsync)
-
-    @rule()
-    def start_fresh(self):
-        self.checkpoint.close()
-        self.checkpoint = Checkpoint(self.path, fsync=self.fsync, fresh=True)
-        self.model.clear()
-
-    @rule()
-    def look(self):
-        if self.path.exists() and self.checkpoint.is_open:
-            with Checkpoint(self.path, read_only=True) as reader:
-                self.agrees(reader)
-
-    def agrees(self, checkpoint):
-        assert list(checkpoint) == list(self.model)
-        assert {
-            record.id: (record.status, record.result) for record in checkpoint.records()
-        } == self.model
-
-    @invariant()
-    def is_the_dict(self):
-        if self.checkpoint is not None:
-            self.agrees(self.checkpoint)
-
-    def teardown(self):
-        if self.checkpoint is not None:
-            self.checkpoint.close()
-            if self.path.exists():
-                assert Checkpoint.verify(self.path).ok
-        assert not list(self.folder.glob("*.tmp-*"))
-        shutil.rmtree(self.folder)
-
-
-TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
 def test_a_run_line_tells_a_reader_who_wrote(path):

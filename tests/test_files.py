@@ -192,3 +192,19 @@ def test_a_temporary_name_lies_beside_its_file():
 
     assert len(names) == 100
     assert all(name.startswith("/a/b.jsonl.tmp-") for name in names)
+
+
+def test_a_file_has_a_name_on_the_disk_at_every_moment(tmp_path):
+    """The new name is synced before the old one goes: a power cut may undo either change."""
+
+    class Watched(SystemFiles):
+        def sync_directory(self, path):
+            there.append(sorted(os.listdir(tmp_path)))
+            super().sync_directory(path)
+
+    there, files, path = [], Watched(), str(tmp_path / "run.jsonl")
+    put(files, path, b"data")
+    files.link_new(path, f"{path}.old-1")
+
+    assert there == [["run.jsonl", "run.jsonl.old-1"]]
+    assert os.listdir(tmp_path) == ["run.jsonl.old-1"]

@@ -1,7 +1,6 @@
-"""A checkpoint cut at every byte, flipped at every byte, joined, sorted, converted."""
+"""A checkpoint edited, joined, sorted, converted, read by other programs."""
 
 import json
-import logging
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from lockstitch import Checkpoint, CheckpointDamaged, UsageError
-from lockstitch._frames import Scan, seal, strip_seal, unseal
-from lockstitch._journal import Journal, Storage, current_storage
+from lockstitch._frames import Scan, seal
+from lockstitch._journal import current_storage
 from lockstitch._records import Header, parse_header
-from lockstitch.testing import MemoryFiles
 
-#: Records in a file; the time of the exhaustive tests grows with its square.
+#: Records in a file.
 COUNT = 70
-PATH = "/run.jsonl"
 
 
 @pytest.fixture
@@ -24,136 +21,17 @@ def path(tmp_path):
     return tmp_path / "run.jsonl"
 
 
-class Witness:
-    """A fold that keeps the lines it was shown; a ledger would take three quarters of the time."""
-
-    sealed = False
-
-    def __init__(self):
-        self.seen = []
-
-    def apply_all(self, lines):
-        self.seen += [line for _, line in lines]
+def killed_image(path):
+    """Return the bytes of a checkpoint that was never closed."""
+    with Checkpoint(path) as checkpoint:
+        for number in range(COUNT):
+            checkpoint.save(f"i{number}", number)
+        return path.read_bytes()
 
 
-class Disk:
-    """One file in memory, opened by the real journal."""
-
-    def __init__(self):
-        self.files = MemoryFiles()
-        self.storage = Storage(self.files, self.files.lock)
-
-    def put(self, data):
-        if PATH in self.files._names:
-            self.files.unlink(PATH)
-        fd = self.files.create(PATH, 0o600)
-        self.files.write(fd, bytes(data))
-        self.files.close(fd)
-
-    def bytes(self):
-        return bytes(self.files._names[PATH].data)
-
-    def open(self):
-        """Open as a writer does; return the lines it believes, or the error."""
-        folds = []
-
-        def witness():
-            folds.append(Witness())
-            return folds[-1]
-
-        journal = Journal(PATH, fsync=True, storage=self.storage, fold=witness)
-        try:
-            journal.open(lambda: pytest.fail("it wants to begin a new file"))
-        except (CheckpointDamaged, UsageError) as error:
-            return error
-        # Where there was a hole, the file was copied, and the last look is at the copy.
-        assert [strip_seal(line) for line in journal.fold.seen] == [
-            strip_seal(line) for line in folds[0].seen
-        ]
-        journal.close(None)
-        return folds[0].seen
-
-
-def image_of(path, kind):
-    """Return the bytes of a checkpoint that was closed, killed or just compacted."""
-    checkpoint = Checkpoint(path, fsync=kind != "killed, fsync=False")
-    for number in range(COUNT):
-        checkpoint.save(f"i{number}", number)
-    if kind == "compacted":
-        checkpoint.compact()
-    killed = path.read_bytes()
-    checkpoint.close()
-    return path.read_bytes() if kind == "closed" else killed
-
-
-KINDS = ["closed", "killed", "compacted", "killed, fsync=False"]
-
-
-@pytest.fixture
-def quiet(caplog):
-    """Let no torn tail be told of: there are tens of thousands."""
-    caplog.set_level(logging.ERROR, "lockstitch")
-
-
-def proven_by(lines, header):
-    return max([header.proven, *(unseal(line[:-1], header.salt)[1] for line in lines)])
-
-
-def judge(got, original, header, touched):
-    """Check one opening against the original lines; return True when it was refused."""
-    if isinstance(got, Exception):
-        assert isinstance(got, (CheckpointDamaged, UsageError))
-        return True
-    assert set(got) <= set(original)
-    proven = proven_by(got, header)
-    lost = [n for n, line in enumerate(original, start=1) if line not in set(got)]
-    assert all(n > proven for n in lost)
-    assert len(lost) <= touched
-    return False
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_bit_counts(path, kind, quiet):
-    """Two bits of each byte, flipped in turn: refused, or only unproven records lost."""
-    image = image_of(path, kind)
-    first, *original = image.splitlines(keepends=True)
-    header, disk = parse_header(first), Disk()
-    # Without syncs nothing but the header is proven, and each hole is answered by a copy, which
-    # takes a hundred times as long: every 23rd byte.
-    positions = range(0, len(image), 23 if "fsync=False" in kind else 1)
-    refused = 0
-    for position in positions:
-        for bit in (0, 1 + position % 7):
-            changed = bytearray(image)
-            changed[position] ^= 1 << bit
-            disk.put(changed)
-            refused += judge(disk.open(), original, header, touched=2)
-    # What was not refused lies in the unproven end.
-    unproven = len(image) - len(first) if "fsync=False" in kind else 2 * len(original[-1])
-
-    assert refused >= 2 * sum(position < len(image) - unproven for position in positions)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_byte_may_be_the_last(path, kind, quiet):
-    """Cut anywhere, a file is refused, or it is what it was at an earlier moment."""
-    image = image_of(path, kind)
-    first, *original = image.splitlines(keepends=True)
-    disk = Disk()
-    for cut in range(len(image)):
-        disk.put(image[:cut])
-        got = disk.open()
-        if cut < len(first) or kind == "compacted":
-            assert isinstance(got, CheckpointDamaged)
-        else:
-            whole = image[len(first) : cut].count(b"\n")
-            assert got == original[:whole]
-            assert disk.bytes() == first + b"".join(original[:whole])
-
-
-def test_the_same_holds_for_a_real_file(path):
-    """What is true in memory is true on the disk: a sample, with values read back."""
-    image = image_of(path, "killed")
+def test_a_flipped_bit_of_a_real_file_is_refused_or_costs_an_unproven_record(path):
+    """A sample on the disk of what is tried at every byte in memory (tests/faults)."""
+    image = killed_image(path)
     for position in range(0, len(image), 397):
         changed = bytearray(image)
         changed[position] ^= 4
@@ -342,6 +220,20 @@ def test_a_proved_line_that_makes_no_sense_is_refused(path):
     assert report.damage[0].line == 11
     with Checkpoint(path, read_only=True) as checkpoint:
         assert len(checkpoint) == 9
+
+
+@pytest.mark.parametrize("odd", ['"error":7', '"attempt":"first"', '"seconds":[]'])
+def test_a_proved_record_that_makes_no_sense_is_refused_when_it_is_read(path, odd):
+    """The other records are read; this one says in which file and where it is."""
+    change(path, lambda lines: lines)
+    header = parse_header(path.read_bytes().splitlines(keepends=True)[0])
+    with path.open("ab") as file:
+        file.write(seal(b'{"id":"odd","status":"ok",%b}' % odd.encode(), 10, 9, header.salt))
+    with Checkpoint(path, read_only=True) as checkpoint:
+        assert checkpoint["i0"].result == 0
+        with pytest.raises(CheckpointDamaged, match="record 'odd'") as caught:
+            checkpoint["odd"]
+    assert caught.value.offset > 0
 
 
 def test_what_repair_writes_is_proven(path):

@@ -102,6 +102,17 @@ def test_a_lock_file_that_does_not_tell_is_no_error(path, text):
     assert "another process" in str(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda lock: os.symlink("x", lock)])
+def test_what_is_no_file_in_the_place_of_the_lock_is_refused(path, make):
+    """Nobody waits for the other end of a pipe, and nothing is removed."""
+    make(f"{path}.lock")
+    with pytest.raises(UsageError, match="not a regular file"):
+        Checkpoint(path).save("a", 1)
+
+    assert [each.name for each in path.parent.iterdir()] == ["run.jsonl.lock"]
+
+
 def test_the_lock_file_stays_and_says_who_held_it(path):
     """A waiter could hold a deleted lock file, so it is never deleted."""
     for _ in range(2):

@@ -136,6 +136,13 @@ def test_a_header_that_says_nonsense_is_malformed(changes):
         parse_header(headerish(**changes))
 
 
+@pytest.mark.parametrize("raw", [b'"\\u 800"', b'"\\x"', b'"a\\"b\x01\\n"'])
+def test_an_id_that_is_no_json_text_is_malformed(raw):
+    """A checksum does not make a text of it; no other error comes through."""
+    with pytest.raises(Malformed, match="its id is no text"):
+        id_of(b'{"id":%b,"status":"ok"}' % raw)
+
+
 @pytest.mark.parametrize("line", [b"[1]", b"{", b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}"])
 def test_what_cannot_be_held_is_malformed(line):
     """Deep nesting, endless numbers and what is no object raise one error."""

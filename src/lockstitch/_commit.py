@@ -430,9 +430,14 @@ class Committer(Generic[F]):
 
     def _sync_later(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(seconds, self._sync_timed)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(seconds, self._sync_timed)
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:  # the system has no thread to give: it is synced here and now
+                self._sync()
+            else:
+                self._timer = timer
 
     def _sync_timed(self) -> None:
         me = self.this_thread()

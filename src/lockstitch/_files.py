@@ -87,7 +87,10 @@ class Files(Protocol):
         ...
 
     def link_new(self, source: str, target: str) -> None:
-        """Give `source` the name `target` instead of its own; raises `FileExistsError`."""
+        """Give `source` the name `target` instead of its own; raises `FileExistsError`.
+
+        At every moment, also after a power cut, it has one of them.
+        """
         ...
 
     def unlink(self, path: str) -> None: ...
@@ -218,6 +221,8 @@ class SystemFiles:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             os.replace(source, target)
         else:
+            # Names of a folder may reach the disk in any order, and the file must not lose both.
+            self.sync_directory(target)
             os.unlink(source)
 
     def unlink(self, path: str) -> None:

@@ -73,6 +73,8 @@ class Scan:
     proven: int
     #: Where the header's line ends.
     start: int
+    #: Where the last valid line begins.
+    begin: int = 0
     #: Where the last valid line ends, and its number.
     end: int = attrs.field(default=attrs.Factory(lambda self: self.start, takes_self=True))
     last: int = 0
@@ -92,6 +94,7 @@ class Scan:
             offsets = list(itertools.accumulate(map(len, lines), initial=self.size))
             if self._follow(lines):
                 self.size = self.end = offsets.pop()
+                self.begin = offsets[-1]
                 self.lines += len(lines)
                 yield from zip(offsets, lines, strict=True)
                 continue
@@ -99,7 +102,7 @@ class Scan:
                 self.size = start + len(raw)
                 self.lines += 1
                 if self._fits(raw, start):
-                    self.end = self.size
+                    self.begin, self.end = start, self.size
                     yield start, raw
         if self.last < self.proven:
             self._note(

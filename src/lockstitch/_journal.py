@@ -17,7 +17,7 @@ import attrs
 from ._clock import CLOCK
 from ._commit import Committer
 from ._errors import SerializationFailed, UsageError
-from ._files import Files, SystemFiles, discard, read_blocks
+from ._files import Files, SystemFiles, discard, read_blocks, write_all
 from ._frames import MAX_LINE, Scan, Wrong, strip_seal
 from ._lock import Lock, RunLock
 from ._publish import create, keep_aside, new_salt, set_aside, write_new
@@ -143,7 +143,7 @@ class Journal(Generic[F]):
         proved = created or (synced and self._files.drop_cache(fd, size))
         contents = self._load(fd)
         self._adopt(fd, contents)
-        self._mend(contents, proved=proved or (synced and contents.fold.sealed), synced=synced)
+        self._mend(contents, proved=proved, synced=synced)
 
     def _set_aside(self) -> None:
         """Rename the old file, if there is one; a folder or a device is not ours to rename."""
@@ -189,6 +189,28 @@ class Journal(Generic[F]):
             fd, contents.header.salt, contents.fold, contents.scan.end, contents.scan.last
         )
 
+    @staticmethod
+    def _is_sealed(contents: Contents[F]) -> bool:
+        """Tell whether the last line says that all lines before it are on the disk."""
+        scan = contents.scan
+
+        return contents.fold.sealed and not scan.holes and scan.proven >= scan.last - 1
+
+    def _renew_end(self, scan: Scan) -> None:
+        """Write the last line of a sealed file again: its own sync may have failed unseen.
+
+        Its writer may have died of that, and where caches cannot be dropped the line would be
+        read all the same, and what is appended behind it would have a hole before it.
+        """
+        if scan.proven >= scan.last:
+            return
+        fd = self._commit.fd
+        line = self._files.read(fd, scan.end - scan.begin, scan.begin)
+        self._files.truncate(fd, scan.begin)
+        self._files.sync(fd)
+        write_all(self._files, fd, line)
+        self._files.sync(fd)
+
     def _mend(self, contents: Contents[F], *, proved: bool, synced: bool) -> None:
         """Cut a torn tail off; copy the file where cutting would lose records or trust a cache."""
         scan = contents.scan
@@ -199,6 +221,9 @@ class Journal(Generic[F]):
             logger.warning(
                 "%s: cut off %d bytes that a crash left torn%s", self.path, self.torn, kept
             )
+        if not proved and synced and self._is_sealed(contents):
+            self._renew_end(scan)
+            proved = True
         if scan.holes or not proved:
             try:
                 self._republish([])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -65,6 +66,12 @@ class RunLock:
         folder = os.path.dirname(self._path) or "."
         if not os.path.isdir(folder):  # filelock would create it, and hide a typing error
             raise UsageError(f"{self._target}: there is no folder {folder}; create it first")
+        # Reading the name of the holder from a pipe would never end.
+        with suppress(OSError):
+            if not stat.S_ISREG(os.lstat(self._path).st_mode):
+                raise UsageError(
+                    f"{self._path} is where the lock belongs, and is not a regular file; remove it"
+                )
         try:
             self._lock.acquire(blocking=False)
         except NotImplementedError as error:

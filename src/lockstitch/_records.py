@@ -163,7 +163,12 @@ def _text(found: re.Match[bytes] | None, what: str) -> str:
     if found is None:
         raise Malformed(f"it has no {what} where one belongs")
     raw = found[1]
-    text = raw[1:-1].decode("ascii", "surrogateescape") if b"\\" not in raw else json.loads(raw)
+    if b"\\" not in raw:
+        return raw[1:-1].decode("ascii", "surrogateescape")
+    try:
+        text = json.loads(raw)
+    except ValueError as error:
+        raise Malformed(f"its {what} is no text ({error})") from error
     if not isinstance(text, str):
         raise Malformed(f"its {what} is no text")
 

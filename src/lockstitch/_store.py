@@ -50,13 +50,14 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 class Source(Protocol):
     """A journal or a snapshot, for reading."""
 
-    path: str
-
     @property
     def fold(self) -> Ledger: ...
 
     @property
     def header(self) -> Header: ...
+
+    @property
+    def path(self) -> str: ...
 
     def read(self, find: Any) -> dict[str, object]: ...
 
