@@ -105,6 +105,7 @@ class Committer(Generic[F]):
         self._files = files
         self._path = path
         self._fsync = fsync
+        self.syncs: bool = fsync is True
         self._rescue_by = rescue
         self._pid = os.getpid()
         self._queue: deque[_Ticket] = deque()

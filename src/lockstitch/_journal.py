@@ -91,6 +91,11 @@ class Journal(Generic[F]):
         """False in a forked child, which must leave the parent's file alone."""
         return not self._commit.forked
 
+    @property
+    def syncs(self) -> bool:
+        """True where a save waits for the disk."""
+        return self._commit.syncs
+
     # Opening
 
     def open(self, new_header: Callable[[], Header], *, fresh: bool = False) -> None:

@@ -25,7 +25,9 @@ from ._records import Malformed, id_of, instant, kind_of, parse, seconds_of, sta
 _STATUS_BITS = 16
 _STATUS_MASK = (1 << _STATUS_BITS) - 1
 
-_KINDS = frozenset({"run", "retry", "back", "cursor", "step", "pause", "waited", "stop", "end"})
+_KINDS = frozenset(
+    {"run", "retry", "back", "died", "cursor", "step", "pause", "waited", "stop", "end"}
+)
 
 
 @attrs.define
@@ -167,6 +169,8 @@ class Ledger:
                 self.waited[offset] = float(data["waited"])
             case "back" if self.runs:
                 self.runs[-1].open.pop(str(data["back"]), None)
+            case "died":
+                self._apply_died(str(data["died"]), int(data["crashes"]))
             case "stop" if self.runs:
                 self.runs[-1].stop = str(data["stop"])
             case "end":
@@ -194,6 +198,13 @@ class Ledger:
         due, at = instant(data["due"]), instant(data["at"])
         if due is not None and at is not None:
             self.due[id] = due, at
+        if self.runs:
+            self.runs[-1].open.pop(id, None)
+
+    def _apply_died(self, id: str, crashes: int) -> None:
+        self.suspects.add(id)
+        if crashes:
+            self.crashes[id] = crashes  # a number and not one more: applied twice, it is the same
         if self.runs:
             self.runs[-1].open.pop(id, None)
 
@@ -308,6 +319,8 @@ class Ledger:
             return run is not None and not run.end and run.open.get(id) == offset
         if kind == "back":
             return False
+        if kind == "died":
+            return id_of(line) in self.suspects
         if kind == "retry":
             return self.retries.get(id_of(line), (0, -1))[1] == offset
         if kind == "cursor":

@@ -1,0 +1,298 @@
+"""Any `concurrent.futures.Executor` as workers of the one loop.
+
+The engine is asked for nothing but `submit` and a future that calls back. Not `map`, which hides
+which item failed; not `cancel_futures`, which some engines do not know. A future that ends with an
+exception is never the function's doing, because what runs in the worker raises nothing: either the
+worker has died, or the engine could not do its work at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import uuid
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+from ._attempt import Attempt, Outcome
+from ._envelope import Envelope, unpack
+from ._errors import UsageError
+from ._model import ErrorInfo
+from ._scheduler import Entry
+from ._serializers import Codec, Encoded
+from ._session import Session
+from ._worker import Bare, Job, probe, work
+
+#: An executor, or what makes one.
+Pooled = Executor | Callable[[], Executor]
+
+#: Items handed out for each worker: the next one is there when a worker becomes free, and no more
+#: than that runs again after a crash of the coordinator.
+_AHEAD = 2
+
+#: Workers of an engine that does not tell how many it has.
+_UNKNOWN_SIZE = 4
+
+#: Threads that store results: as many saves can share one sync.
+_SAVERS = 32
+
+#: Of one item alone: the worker it was given to is gone, and the engine itself goes on.
+_DEATHS = (
+    "distributed.KilledWorker",
+    "ray.WorkerCrashedError",
+    "ray.OutOfMemoryError",
+    "ray.NodeDiedError",
+)
+
+
+def hire_pool(
+    session: Session[Any],
+    fn: Callable[[Any], Any],
+    executor: Pooled,
+    *,
+    concurrency: int | None,
+    chunk: int,
+) -> Pool:
+    """Return the workers that `executor` stands for, and tell the scheduler how many they are.
+
+    Raises:
+        UsageError: it is no executor and makes none, or the function is a coroutine function.
+    """
+    if inspect.iscoroutinefunction(getattr(fn, "function", fn)):
+        raise UsageError(
+            "an executor calls plain functions; for a coroutine function, arun(fn, concurrency=N)"
+        )
+    make = None if isinstance(executor, Executor) else executor
+    pool = Pool(session, fn, executor if isinstance(executor, Executor) else _made(executor), make)
+    pool.chunk = chunk
+    session.scheduler.slots = _AHEAD * chunk * (concurrency or pool.size)
+
+    return pool
+
+
+def _made(make: object) -> Executor:
+    if not callable(make):
+        hint = "; dask: client.get_executor()" if hasattr(make, "get_executor") else ""
+        raise UsageError(
+            "executor= takes a concurrent.futures.Executor, or a function that makes one, "
+            f"not {make!r}{hint}"
+        )
+    made = make()
+    if not isinstance(made, Executor):
+        if inspect.iscoroutine(made):
+            made.close()
+        raise UsageError(
+            f"executor= got a function that returned {made!r}, not a concurrent.futures.Executor"
+        )
+
+    return made
+
+
+class Pool:
+    """An executor that was passed in, or one that was made here, is shut down and can be remade."""
+
+    def __init__(
+        self,
+        session: Session[Any],
+        fn: Callable[[Any], Any],
+        executor: Executor,
+        make: Callable[[], Executor] | None,
+    ) -> None:
+        self._session = session
+        self._fn = _sendable(fn, executor)
+        self._codec = _portable(session.run.store.codec, executor)
+        self._executor = executor
+        self._make = make
+        self.chunk = 1
+        self._gathered: list[Entry] = []
+        self._futures: set[Future[list[Envelope]]] = set()
+        # Where saves wait for the disk, many must be able to wait at once. Where they do not, the
+        # thread that brings the results is soon done with them.
+        self._savers = (
+            ThreadPoolExecutor(_SAVERS, "lockstitch-save")
+            if session.run.store.journal.syncs
+            else None
+        )
+        self._closed = False
+        self._told = False
+
+    @property
+    def size(self) -> int:
+        """How many workers the engine says it has."""
+        count = getattr(self._executor, "_max_workers", None)
+        if count is None and (client := getattr(self._executor, "_client", None)) is not None:
+            count = sum(client.nthreads().values())  # dask: the threads of all workers
+
+        return count if isinstance(count, int) and count > 0 else _UNKNOWN_SIZE
+
+    # Out
+
+    def submit(self, entry: Entry, attempt: Attempt) -> None:  # noqa: ARG002 - it is made anew in the worker
+        self._gathered.append(entry)
+        if len(self._gathered) >= self.chunk or entry.solo:
+            self.flush()
+
+    def flush(self) -> None:
+        entries, self._gathered = self._gathered, []
+        if not entries:
+            return
+        run = self._session.run
+        job = Job(
+            self._fn,
+            self._codec,
+            run.store.journal.header.batch,
+            run.number,
+            tuple((entry.id, entry.number, entry.item) for entry in entries),
+            uuid.uuid4().hex,
+        )
+        try:
+            future = self._send(job)
+        except Exception as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
+            self._fail(entries, error, sent=False)
+            return
+        self._futures.add(future)
+        future.add_done_callback(lambda future: self._done(entries, future))
+
+    def _send(self, job: Job) -> Future[list[Envelope]]:
+        try:
+            return self._executor.submit(work, job)
+        except BrokenExecutor:
+            if self._make is None:
+                raise
+        self._rebuild(self._make)
+
+        return self._executor.submit(work, job)
+
+    def _rebuild(self, make: Callable[[], Executor]) -> None:
+        self._executor.shutdown(wait=False)
+        self._executor = _made(make)
+        # A pool that dies of the function itself, or of its own start, dies with every item, and
+        # all of them would be set aside one by one.
+        try:
+            self._executor.submit(probe, self._fn, self._codec).result()
+        except BrokenExecutor as error:
+            raise UsageError(
+                f"the executor breaks before it has worked on any item ({error}): its workers "
+                "cannot start, or cannot load the function. A script needs "
+                '`if __name__ == "__main__":` around what it runs, and the function must be '
+                "importable in a worker"
+            ) from error
+
+    # Back
+
+    def _done(self, entries: list[Entry], future: Future[list[Envelope]]) -> None:
+        """Take a finished future in; called in a thread of the engine's."""
+        self._futures.discard(future)
+        if self._closed:
+            return
+        if self._savers is None:
+            self._take(entries, future)
+        else:
+            self._savers.submit(self._take, entries, future)
+
+    def _take(self, entries: list[Entry], future: Future[list[Envelope]]) -> None:
+        try:
+            envelopes = future.result()
+        except BaseException as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
+            self._fail(entries, error, sent=True)
+            return
+        for entry, envelope in zip(entries, envelopes, strict=True):
+            self._session.events.put((entry, self._outcome(entry, envelope)))
+
+    def _outcome(self, entry: Entry, envelope: Envelope) -> Outcome:
+        if not envelope.keys() & {"json", "pickle"}:
+            return unpack(envelope)
+        seconds = envelope["seconds"]
+        try:
+            result = (
+                Encoded(envelope["json"])
+                if "json" in envelope
+                else pickle.loads(envelope["pickle"])  # noqa: S301 - from a worker, which runs our code
+            )
+            self._session.run.finish(entry, "ok", result=result, seconds=seconds)
+        except BaseException as fault:  # noqa: BLE001 - as above
+            return Outcome(fatal=fault)
+
+        return Outcome("ok", seconds=seconds)
+
+    def _fail(self, entries: list[Entry], error: BaseException, *, sent: bool) -> None:
+        """Report that the engine has no answer for these items."""
+        died = sent and _is_death(error)
+        lasting = isinstance(error, BrokenExecutor) and self._make is None
+        fatal = self._fatal(entries[0], error) if lasting or not died else None
+        for entry in entries:
+            # One of all the items tells; the others would only say it again.
+            told, self._told = self._told, self._told or fatal is not None
+            self._session.events.put(
+                (entry, Outcome(died=died, cancelled=not died, fatal=None if told else fatal))
+            )
+
+    def _fatal(self, entry: Entry, error: BaseException) -> BaseException:
+        if isinstance(error, UsageError):
+            return error
+        if isinstance(error, BrokenExecutor):
+            said = (
+                f"the executor broke ({error}); what it was at is pending. Pass a function that "
+                "makes one, executor=make_pool: then it is made anew, and the item that breaks it "
+                "is found and set aside"
+            )
+        elif isinstance(error, pickle.PicklingError) or _is_about_pickling(error):
+            said = (
+                f"{entry.id!r} could not be sent to a worker ({type(error).__name__}: {error}). "
+                "The function and its items must pickle: a function at the top level of a module, "
+                "and not a lambda or a nested one"
+            )
+        elif isinstance(error, RuntimeError):
+            said = f"the executor takes no work ({error}); has it been shut down?"
+        else:
+            error.add_note(f"lockstitch: the executor raised this for {entry.id!r}, now pending")
+            return error
+        usage = UsageError(said)
+        usage.__cause__ = error
+
+        return usage
+
+    # End
+
+    def close(self, *, wait: bool = True) -> None:
+        self._closed = True
+        if not wait:
+            for future in list(self._futures):
+                future.cancel()
+        if self._make is not None:
+            self._executor.shutdown(wait=wait)
+        if self._savers is not None:
+            self._savers.shutdown(wait=wait)
+
+
+def _is_death(error: BaseException) -> bool:
+    return isinstance(error, BrokenExecutor) or ErrorInfo.from_exception(error).matches(*_DEATHS)
+
+
+def _is_about_pickling(error: BaseException) -> bool:
+    return any(word in str(error).lower() for word in ("pickl", "serializ"))
+
+
+def _sendable(fn: Callable[[Any], Any], executor: Executor) -> Callable[[Any], Any]:
+    """Return the function in the form that the engine can send best."""
+    by_name = type(executor).__module__.startswith("concurrent.futures")
+    if isinstance(fn, Bare) and fn.function.__module__ == "__main__" and not by_name:
+        # By its name, it would be looked for in the main script of the worker, which is another
+        # one. All other engines use cloudpickle, which takes a main script's function by value.
+        wrapped: Callable[[Any], Any] = fn.function.__wrapped__
+        return wrapped
+
+    return fn
+
+
+def _portable(codec: Codec, executor: Executor) -> Codec | None:
+    """Return the codec if a worker can have it."""
+    if isinstance(executor, ThreadPoolExecutor):
+        return codec
+    try:
+        pickle.dumps(codec.serializer)
+    except Exception:  # noqa: BLE001 - whatever a serializer of the user's own raises
+        return None
+
+    return codec
