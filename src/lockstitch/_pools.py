@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import queue
 import uuid
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -36,6 +37,16 @@ _UNKNOWN_SIZE = 4
 
 #: Threads that store results: as many saves can share one sync.
 _SAVERS = 32
+
+#: Seconds between a sign of life after a death and the next item. An engine that replaces its
+#: workers may take one that dies while it is still starting for hopeless: Dask's nannies do, and
+#: then the cluster is empty.
+_PAUSE = 0.5
+
+#: While a worker is awaited, a stop request is looked for every so many seconds; and so many
+#: workers may die without an item.
+_PATIENCE = 0.5
+_PROBES = 3
 
 #: Of one item alone: the worker it was given to is gone, and the engine itself goes on.
 _DEATHS = (
@@ -115,6 +126,8 @@ class Pool:
             else None
         )
         self._closed = False
+        #: A worker has died of which the engine says that it goes on without it.
+        self._wounded = False
         self._told = False
 
     @property
@@ -155,29 +168,47 @@ class Pool:
         future.add_done_callback(lambda future: self._done(entries, future))
 
     def _send(self, job: Job) -> Future[list[Envelope]]:
+        if self._wounded:
+            self._wounded = False
+            self._await_worker()
+            self._session.run.clock.wait(queue.SimpleQueue(), _PAUSE)
         try:
             return self._executor.submit(work, job)
         except BrokenExecutor:
             if self._make is None:
                 raise
-        self._rebuild(self._make)
+        self._executor.shutdown(wait=False)
+        self._executor = _made(self._make)
+        self._await_worker()
 
         return self._executor.submit(work, job)
 
-    def _rebuild(self, make: Callable[[], Executor]) -> None:
-        self._executor.shutdown(wait=False)
-        self._executor = _made(make)
-        # A pool that dies of the function itself, or of its own start, dies with every item, and
-        # all of them would be set aside one by one.
-        try:
-            self._executor.submit(probe, self._fn, self._codec).result()
-        except BrokenExecutor as error:
-            raise UsageError(
-                f"the executor breaks before it has worked on any item ({error}): its workers "
-                "cannot start, or cannot load the function. A script needs "
-                '`if __name__ == "__main__":` around what it runs, and the function must be '
-                "importable in a worker"
-            ) from error
+    def _await_worker(self) -> None:
+        """Wait until a worker has loaded the function, or a stop is asked for.
+
+        A pool that dies of its own start, or of loading the function, dies with every item, and all
+        of them would be set aside, one after the other.
+        """
+        deaths = 0
+        future = self._executor.submit(probe, self._fn, self._codec)
+        while self._session.scheduler.stop_reason is None:
+            try:
+                return future.result(timeout=_PATIENCE)
+            except TimeoutError:
+                continue
+            except Exception as error:
+                deaths += 1
+                if not _is_death(error):
+                    raise
+                if isinstance(error, BrokenExecutor) or deaths == _PROBES:
+                    raise UsageError(
+                        f"the executor breaks before it has worked on any item ({error}): its "
+                        "workers cannot start, or cannot load the function. A script needs "
+                        '`if __name__ == "__main__":` around what it runs, and a worker must be '
+                        "able to import the function"
+                    ) from error
+                future = self._executor.submit(probe, self._fn, self._codec)
+        return None
 
     # Back
 
@@ -219,6 +250,7 @@ class Pool:
     def _fail(self, entries: list[Entry], error: BaseException, *, sent: bool) -> None:
         """Report that the engine has no answer for these items."""
         died = sent and _is_death(error)
+        self._wounded = self._wounded or (died and not isinstance(error, BrokenExecutor))
         lasting = isinstance(error, BrokenExecutor) and self._make is None
         fatal = self._fatal(entries[0], error) if lasting or not died else None
         for entry in entries:
