@@ -9,15 +9,17 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
-from lockstitch import current_attempt
+from lockstitch import current_attempt, resumable
 from lockstitch._attempt import _CURRENT
 
 HERE = str(Path(__file__).parent)
@@ -198,3 +200,119 @@ def warm():
 
 def double(item):
     return 2 * item
+
+
+def fatal(item):
+    """Two items of these kill the process that works on them."""
+    if item == 7:
+        os._exit(3)
+    if item == 150:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * item
+
+
+class Awkward(Exception):
+    """As several SDKs have them: it can be pickled, and cannot be unpickled."""
+
+    def __init__(self, code, body):
+        super().__init__(f"{code}: {body}")
+        self.code = code
+
+
+def raise_awkward(item):
+    raise Awkward(400, item)
+
+
+def raise_of_client(name):
+    """Raise an exception of a real client as that client makes it."""
+    import httpx
+
+    request = httpx.Request("GET", "http://localhost/")
+    response = httpx.Response(400, request=request)
+    if name == "httpx":
+        raise httpx.HTTPStatusError("bad", request=request, response=response)
+    if name == "openai":
+        import openai
+
+        raise openai.BadRequestError("bad", response=response, body=None)
+    import aiohttp
+    import yarl
+    from multidict import CIMultiDict, CIMultiDictProxy
+
+    headers = CIMultiDictProxy(CIMultiDict())
+    info = aiohttp.RequestInfo(yarl.URL("http://localhost/"), "GET", headers)
+    raise aiohttp.ClientResponseError(info, (), status=400, message="bad")
+
+
+def fail_twice(item):
+    """Succeed at the third attempt, as the worker counts it."""
+    if current_attempt().number < 3:
+        raise ConnectionError(item)
+    return current_attempt().number
+
+
+def describe(_item):
+    attempt = current_attempt()
+    return [attempt.id, attempt.item, attempt.number, attempt.run, attempt.idempotency_key]
+
+
+def use_checkpoint(what):
+    attempt = current_attempt()
+    if what == "cursor":
+        return attempt.cursor
+    if what == "step":
+        return attempt.step("fetch", dict)
+    return getattr(attempt, what)(1)
+
+
+def unstorable(item):
+    return (lambda: item) if item == 3 else item
+
+
+def interrupt_twice(item):
+    """Raise what a Ctrl-C raises in a worker."""
+    if item == 1:
+        raise KeyboardInterrupt
+    return item
+
+
+def leave(item):
+    raise SystemExit(5)
+
+
+def limited_at_three(item):
+    """Say "limited" at item 3, the first time only."""
+    from lockstitch import Limit, RateLimited
+
+    flag = Path(item["folder"], "limited")
+    if item["id"] == "3" and not flag.exists():
+        flag.touch()
+        raise RateLimited(Limit.after(30, reason="quota"))
+    return item["id"]
+
+
+def wait_for_file(item):
+    """Say that it has begun, and last until a file is there."""
+    folder, number = item["folder"], item["id"]
+    Path(folder, f"begun-{number}-{os.getpid()}").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.005)
+    return number
+
+
+@attrs.frozen
+class Point:
+    x: int
+
+
+def point(item):
+    return Point(item)
+
+
+@resumable(os.environ.get("DECORATED", "decorated.jsonl"))
+def decorated(item):
+    return 3 * item
+
+
+def call_decorated(item):
+    return decorated(item)
