@@ -165,10 +165,10 @@ def test_retries_are_counted_for_the_worker_too(path):
     assert {r.result for r in Checkpoint(path, read_only=True).records()} == {3}
 
 
-def test_an_exit_inside_an_item_ends_the_program(path):
+def test_an_exit_inside_an_item_ends_the_program(path, pool):
     """`sys.exit` in a worker is not booked: it means what it means in a loop."""
     with pytest.raises(SystemExit) as caught:
-        run(path, engine_lab.leave, range(9))
+        run(path, engine_lab.leave, range(9), pool)
 
     assert (caught.value.code, statuses(path)) == (5, {})
 
@@ -238,6 +238,40 @@ def test_a_death_in_a_chunk_blames_one(path):
     summary = run(path, fatal, range(30), chunk=8, max_crashes=1)
 
     assert (summary.ok, summary.quarantined) == (29, 1)
+
+
+class Counting(Executor):
+    """Counts what is submitted to another executor."""
+
+    def __init__(self, executor):
+        self.executor, self._max_workers, self.jobs = executor, WORKERS, 0
+
+    def submit(self, fn, /, *args):
+        self.jobs += 1
+        return self.executor.submit(fn, *args)
+
+
+def test_chunks_stay_full(path, pool):
+    """A result makes room for one item, which waits for others to travel with."""
+    counting = Counting(pool)
+    run(path, double, range(1000), counting, chunk=50)
+
+    assert counting.jobs <= 1000 / 50 + 2 * WORKERS
+
+
+def test_a_stop_sends_what_is_gathered(path, pool):
+    """What was handed out is finished when a guard breaks, also a chunk that is not full."""
+    asked = []
+
+    def guard():
+        asked.append(1)
+        if len(asked) > 25:
+            raise ConnectionError("no answer")
+
+    with pytest.raises(ConnectionError):
+        run(path, double, range(100), pool, chunk=10, guard=guard)
+
+    assert len(statuses(path)) == 25
 
 
 # Deaths

@@ -160,8 +160,8 @@ def drive(
 def _drain(session: Session[Any], workers: Workers, reason: StopReason) -> None:
     """Let what runs finish, and take it in; what goes wrong here is second to what came first."""
     session.scheduler.stop(reason)
-    workers.flush()
     while session.scheduler.in_flight:
+        workers.flush()
         event = session.events.get()
         if event is None:
             continue

@@ -9,6 +9,7 @@ worker has died, or the engine could not do its work at all.
 from __future__ import annotations
 
 import inspect
+import itertools
 import pickle
 import queue
 import uuid
@@ -76,8 +77,8 @@ def hire_pool(
         )
     make = None if isinstance(executor, Executor) else executor
     pool = Pool(session, fn, executor if isinstance(executor, Executor) else _made(executor), make)
-    pool.chunk = chunk
-    session.scheduler.slots = _AHEAD * chunk * (concurrency or pool.size)
+    pool.chunk, pool.workers = chunk, concurrency or pool.size
+    session.scheduler.slots = _AHEAD * chunk * pool.workers
 
     return pool
 
@@ -115,7 +116,8 @@ class Pool:
         self._codec = _portable(session.run.store.codec, executor)
         self._executor = executor
         self._make = make
-        self.chunk = 1
+        self.chunk = self.workers = 1
+        self._tickets = (f"{uuid.uuid4()}:{number}" for number in itertools.count())
         self._gathered: list[Entry] = []
         self._futures: set[Future[list[Envelope]]] = set()
         # Where saves wait for the disk, many must be able to wait at once. Where they do not, the
@@ -144,12 +146,16 @@ class Pool:
     def submit(self, entry: Entry, attempt: Attempt) -> None:  # noqa: ARG002 - it is made anew in the worker
         self._gathered.append(entry)
         if len(self._gathered) >= self.chunk or entry.solo:
-            self.flush()
+            self._send_gathered()
 
     def flush(self) -> None:
+        # While every worker has something to do, a chunk that is not full can wait for more: each
+        # result makes room for one item, and would else send it on a way of its own.
+        if self._gathered and len(self._futures) < self.workers:
+            self._send_gathered()
+
+    def _send_gathered(self) -> None:
         entries, self._gathered = self._gathered, []
-        if not entries:
-            return
         run = self._session.run
         job = Job(
             self._fn,
@@ -157,7 +163,7 @@ class Pool:
             run.store.journal.header.batch,
             run.number,
             tuple((entry.id, entry.number, entry.item) for entry in entries),
-            uuid.uuid4().hex,
+            next(self._tickets),
         )
         try:
             future = self._send(job)
