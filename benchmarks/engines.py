@@ -116,15 +116,16 @@ ENGINES: dict[str, tuple[Callable[[], contextlib.AbstractContextManager[Executor
 }
 
 
-def best(rounds: int, run: Callable[[], None]) -> float:
-    """Return the seconds of the fastest round."""
-    seconds = []
+def best(rounds: int, *runs: Callable[[], None]) -> list[float]:
+    """Return the seconds of each one's fastest round; they take turns."""
+    seconds = [float("inf")] * len(runs)
     for _ in range(rounds):
-        begun = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begun)
+        for number, run in enumerate(runs):
+            begun = time.perf_counter()
+            run()
+            seconds[number] = min(seconds[number], time.perf_counter() - begun)
 
-    return min(seconds)
+    return seconds
 
 
 def main() -> None:
@@ -141,9 +142,12 @@ def main() -> None:
         with start() as executor:
             bare(executor, 200, 2 * WORKERS)  # all workers are up
             resumable(executor, 200, 1)
-            plain = best(args.rounds, partial(bare, executor, items, 2 * WORKERS))
-            ours = best(args.rounds, partial(resumable, executor, items, 1))
-            chunked = best(args.rounds, partial(resumable, executor, items, 50))
+            plain, ours, chunked = best(
+                args.rounds,
+                partial(bare, executor, items, 2 * WORKERS),
+                partial(resumable, executor, items, 1),
+                partial(resumable, executor, items, 50),
+            )
         each = 1e6 / items
         print(
             f"{name:<10} {items:>6} {plain * each:>6.0f} µs {ours * each:>6.0f} µs"

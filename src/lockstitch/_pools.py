@@ -117,7 +117,8 @@ class Pool:
         self._executor = executor
         self._make = make
         self.chunk = self.workers = 1
-        self._tickets = (f"{uuid.uuid4()}:{number}" for number in itertools.count())
+        self._name = uuid.uuid4().hex
+        self._tickets = itertools.count()
         self._gathered: list[Entry] = []
         self._futures: set[Future[list[Envelope]]] = set()
         # Where saves wait for the disk, many must be able to wait at once. Where they do not, the
@@ -163,7 +164,7 @@ class Pool:
             run.store.journal.header.batch,
             run.number,
             tuple((entry.id, entry.number, entry.item) for entry in entries),
-            next(self._tickets),
+            f"{self._name}:{next(self._tickets)}",
         )
         try:
             future = self._send(job)
