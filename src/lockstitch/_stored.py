@@ -7,7 +7,6 @@ import importlib
 import inspect
 import operator
 import os
-import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -58,7 +57,7 @@ class StoredFunction(Generic[P]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if _find(self.__module__, self._name) is not self:
-            raise pickle.PicklingError(
+            raise UsageError(
                 f"{self._name} is not found by its name in the module {self.__module__}; "
                 "only a decorated function at the top level of a module can be sent"
             )
