@@ -15,12 +15,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 
-import dask
+import dask.config
 import lizard  # type: ignore[import-untyped] # it has no type hints
 from audit_stdlib import Measure, measure, print_table, stdlib_files
 from distributed import Client, LocalCluster
 
-from lockstitch import Checkpoint, ResumableBatch
+from lockstitch import Checkpoint, Record, ResumableBatch
 
 
 @contextlib.contextmanager
@@ -59,11 +59,12 @@ def main() -> int:
         files = files[:: max(1, len(files) // args.limit)][: args.limit]
     config = {"python": platform.python_version(), "lizard": lizard.version}
     checkpoint = Checkpoint(args.checkpoint, config=config, result_type=Measure)
+    records: list[Record] = []
     with (
         connect(args.scheduler, args.workers) as executor,
         ResumableBatch(checkpoint, files) as batch,
     ):
-        records = list(batch.map(measure, executor=executor, chunk=4))
+        records.extend(batch.map(measure, executor=executor, chunk=4))
     print(batch.summary)
     print_table(records)
 
