@@ -35,7 +35,7 @@ LAYERS = """
 _errors _clock _headers _model _retry _guard _ids _frames _records _ledger _scheduler
 _serializers _config _files _lock _reading _publish _snapshot _commit _journal _repair _store
 _checkpoint _input _run _plan _attempt _envelope _worker _progress _settings _session _executors
-_pools _async _attempting _signals _batch _calls _stored _loop _resumable
+_engine _pools _async _attempting _signals _batch _calls _stored _loop _resumable
 testing guards retries
 """.split()
 

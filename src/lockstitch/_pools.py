@@ -18,23 +18,17 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecu
 from typing import Any
 
 from ._attempt import Attempt, Outcome
+from ._engine import Pooled, is_about_pickling, is_death, made_by, portable, sendable, size_of
 from ._envelope import Envelope, unpack
 from ._errors import UsageError
-from ._model import ErrorInfo
 from ._scheduler import Entry
-from ._serializers import Codec, Encoded
+from ._serializers import Encoded
 from ._session import Session
-from ._worker import Bare, Job, probe, work
-
-#: An executor, or what makes one.
-Pooled = Executor | Callable[[], Executor]
+from ._worker import Job, probe, work
 
 #: Items handed out for each worker: the next one is there when a worker becomes free, and no more
 #: than that runs again after a crash of the coordinator.
 _AHEAD = 2
-
-#: Workers of an engine that does not tell how many it has.
-_UNKNOWN_SIZE = 4
 
 #: Threads that store results: as many saves can share one sync.
 _SAVERS = 32
@@ -48,14 +42,6 @@ _PAUSE = 0.5
 #: workers may die without an item.
 _PATIENCE = 0.5
 _PROBES = 3
-
-#: Of one item alone: the worker it was given to is gone, and the engine itself goes on.
-_DEATHS = (
-    "distributed.KilledWorker",
-    "ray.WorkerCrashedError",
-    "ray.OutOfMemoryError",
-    "ray.NodeDiedError",
-)
 
 
 def hire_pool(
@@ -75,48 +61,31 @@ def hire_pool(
         raise UsageError(
             "an executor calls plain functions; for a coroutine function, arun(fn, concurrency=N)"
         )
-    make = None if isinstance(executor, Executor) else executor
-    pool = Pool(session, fn, executor if isinstance(executor, Executor) else _made(executor), make)
-    pool.chunk, pool.workers = chunk, concurrency or pool.size
+    pool = Pool(session, fn, executor, concurrency, chunk)
     session.scheduler.slots = _AHEAD * chunk * pool.workers
 
     return pool
 
 
-def _made(make: object) -> Executor:
-    if not callable(make):
-        hint = "; dask: client.get_executor()" if hasattr(make, "get_executor") else ""
-        raise UsageError(
-            "executor= takes a concurrent.futures.Executor, or a function that makes one, "
-            f"not {make!r}{hint}"
-        )
-    made = make()
-    if not isinstance(made, Executor):
-        if inspect.iscoroutine(made):
-            made.close()
-        raise UsageError(
-            f"executor= got a function that returned {made!r}, not a concurrent.futures.Executor"
-        )
-
-    return made
-
-
 class Pool:
-    """An executor that was passed in, or one that was made here, is shut down and can be remade."""
+    """An executor that was passed in, or one that is made, remade and shut down here."""
 
     def __init__(
         self,
         session: Session[Any],
         fn: Callable[[Any], Any],
-        executor: Executor,
-        make: Callable[[], Executor] | None,
+        given: Pooled,
+        concurrency: int | None,
+        chunk: int,
     ) -> None:
+        self._make = None if isinstance(given, Executor) else given
+        self._executor = executor = given if isinstance(given, Executor) else made_by(given)
+        #: How many workers there are.
+        self.workers = concurrency or size_of(executor)
+        self._chunk = chunk
         self._session = session
-        self._fn = _sendable(fn, executor)
-        self._codec = _portable(session.run.store.codec, executor)
-        self._executor = executor
-        self._make = make
-        self.chunk = self.workers = 1
+        self._fn = sendable(fn, executor)
+        self._codec = portable(session.run.store.codec, executor)
         self._name = uuid.uuid4().hex
         self._tickets = itertools.count()
         self._gathered: list[Entry] = []
@@ -133,20 +102,11 @@ class Pool:
         self._wounded = False
         self._told = False
 
-    @property
-    def size(self) -> int:
-        """How many workers the engine says it has."""
-        count = getattr(self._executor, "_max_workers", None)
-        if count is None and (client := getattr(self._executor, "_client", None)) is not None:
-            count = sum(client.nthreads().values())  # dask: the threads of all workers
-
-        return count if isinstance(count, int) and count > 0 else _UNKNOWN_SIZE
-
     # Out
 
     def submit(self, entry: Entry, attempt: Attempt) -> None:  # noqa: ARG002 - it is made anew in the worker
         self._gathered.append(entry)
-        if len(self._gathered) >= self.chunk or entry.solo:
+        if len(self._gathered) >= self._chunk or entry.solo:
             self._send_gathered()
 
     def flush(self) -> None:
@@ -185,7 +145,7 @@ class Pool:
             if self._make is None:
                 raise
         self._executor.shutdown(wait=False)
-        self._executor = _made(self._make)
+        self._executor = made_by(self._make)
         self._await_worker()
 
         return self._executor.submit(work, job)
@@ -205,7 +165,7 @@ class Pool:
                 continue
             except Exception as error:
                 deaths += 1
-                if not _is_death(error):
+                if not is_death(error):
                     raise
                 if isinstance(error, BrokenExecutor) or deaths == _PROBES:
                     raise UsageError(
@@ -256,7 +216,7 @@ class Pool:
 
     def _fail(self, entries: list[Entry], error: BaseException, *, sent: bool) -> None:
         """Report that the engine has no answer for these items."""
-        died = sent and _is_death(error)
+        died = sent and is_death(error)
         self._wounded = self._wounded or (died and not isinstance(error, BrokenExecutor))
         lasting = isinstance(error, BrokenExecutor) and self._make is None
         fatal = self._fatal(entries[0], error) if lasting or not died else None
@@ -276,7 +236,7 @@ class Pool:
                 "makes one, executor=make_pool: then it is made anew, and the item that breaks it "
                 "is found and set aside"
             )
-        elif isinstance(error, pickle.PicklingError) or _is_about_pickling(error):
+        elif isinstance(error, pickle.PicklingError) or is_about_pickling(error):
             said = (
                 f"{entry.id!r} could not be sent to a worker ({type(error).__name__}: {error}). "
                 "The function and its items must pickle: a function at the top level of a module, "
@@ -303,35 +263,3 @@ class Pool:
             self._executor.shutdown(wait=wait)
         if self._savers is not None:
             self._savers.shutdown(wait=wait)
-
-
-def _is_death(error: BaseException) -> bool:
-    return isinstance(error, BrokenExecutor) or ErrorInfo.from_exception(error).matches(*_DEATHS)
-
-
-def _is_about_pickling(error: BaseException) -> bool:
-    return any(word in str(error).lower() for word in ("pickl", "serializ"))
-
-
-def _sendable(fn: Callable[[Any], Any], executor: Executor) -> Callable[[Any], Any]:
-    """Return the function in the form that the engine can send best."""
-    by_name = type(executor).__module__.startswith("concurrent.futures")
-    if isinstance(fn, Bare) and fn.function.__module__ == "__main__" and not by_name:
-        # By its name, it would be looked for in the main script of the worker, which is another
-        # one. All other engines use cloudpickle, which takes a main script's function by value.
-        wrapped: Callable[[Any], Any] = fn.function.__wrapped__
-        return wrapped
-
-    return fn
-
-
-def _portable(codec: Codec, executor: Executor) -> Codec | None:
-    """Return the codec if a worker can have it."""
-    if isinstance(executor, ThreadPoolExecutor):
-        return codec
-    try:
-        pickle.dumps(codec.serializer)
-    except Exception:  # noqa: BLE001 - whatever a serializer of the user's own raises
-        return None
-
-    return codec
