@@ -382,11 +382,16 @@ def test_the_work_knows_its_attempt(driver, path):
 FLAVOUR = contextvars.ContextVar("flavour", default="none")
 
 
-@every_driver
+def without_engine(driver):
+    reason = "what is sent to a worker does not bring its sender's context"
+    skipped = [pytest.mark.skip(reason=reason)] if driver.engine else []
+
+    return pytest.param(driver, id=driver.name, marks=skipped)
+
+
+@pytest.mark.parametrize("driver", [without_engine(each) for each in DRIVERS], indirect=True)
 def test_the_work_sees_the_callers_context(driver, path):
     """A context variable that the caller has set holds in its items, as in a plain loop."""
-    if driver.engine:
-        pytest.skip("what is sent to a worker does not bring its sender's context")
     token = FLAVOUR.set("vanilla")
     try:
         driver(path, range(60), lambda _item: FLAVOUR.get())
