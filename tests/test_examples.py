@@ -216,6 +216,27 @@ def test_a_stop_signal_finishes_the_file_and_then_ends_the_audit(tmp_path, numbe
     assert len(recorded(path)) == len(set(recorded(path))) == 40
 
 
+# audit_on_dask.py
+
+
+@with_lizard
+def test_the_audit_goes_on_where_it_stopped_on_a_dask_cluster(tmp_path):
+    """What the serial audit has measured is not measured again, and the table is the same."""
+    pytest.importorskip("distributed")
+    path = tmp_path / "audit_stdlib.jsonl"
+    run("audit_stdlib.py", tmp_path, "--limit", "10")
+    before = recorded(path)
+    code, out, err = run("audit_on_dask.py", tmp_path, "--limit", "40", "--workers", "1")
+    _, serial, _ = run("audit_stdlib.py", tmp_path, "--limit", "40", "--checkpoint", "serial.jsonl")
+
+    assert re.search(r"^dashboard: http://\S+/status$", out, re.MULTILINE), err
+    assert set(before) < set(recorded(path))
+    assert len(recorded(path)) == len(set(recorded(path)))
+    assert statuses(path).items() >= statuses(tmp_path / "serial.jsonl").items()
+    assert code == (1 if "error" in statuses(path).values() else 0)
+    assert out.partition("\n\n")[2].splitlines()[1:] == serial.partition("\n\n")[2].splitlines()[1:]
+
+
 # e2e_batch.py
 
 LOG_LINE = re.compile(r"run (\d+) \| (\S+) \| \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 \| .*")

@@ -52,6 +52,7 @@ EVENTS = st.one_of(
     st.builds(item, IDS, st.sampled_from(["ok", "error", "pass"])),
     st.builds(start_payload, IDS, st.integers(1, 3)),
     st.builds(lambda id: payload("back", id), IDS),
+    st.builds(lambda id, n: payload("died", id, crashes=n, at=AT), IDS, st.integers(0, 2)),
     st.builds(lambda id, n: retry_payload(id, n, ERROR, 1.0, AT), IDS, st.integers(1, 3)),
     st.builds(lambda id: value_payload("cursor", id, b"1"), IDS),
     st.builds(
@@ -176,6 +177,26 @@ def test_a_death_counts_against_an_item_only_if_it_ran_alone(name):
     assert ledger.after_death("b1") == (suspects, crashes)
     ledger, _ = fold([*payloads, run(2)])
     assert (ledger.suspects, ledger.crashes) == (suspects, crashes)
+
+
+def test_a_death_of_a_worker_tells_its_count():
+    """What died in a worker is suspect, with as many crashes as the line says, in the next run."""
+    begun = [run(1), start_payload("a", 1), start_payload("b", 1)]
+    died = [payload("died", "a", crashes=0, at=AT), payload("died", "b", crashes=2, at=AT)]
+    ledger, _ = fold([*begun, *died, end(1, "failed")])
+    ledger_of_the_next, _ = fold([*begun, *died, end(1, "failed"), run(2), item("b")])
+
+    assert ledger.after_death("b1") == ({"a", "b"}, {"b": 2})
+    assert (ledger_of_the_next.suspects, ledger_of_the_next.crashes) == ({"a"}, {})
+
+
+def test_a_worker_that_died_is_no_longer_at_work():
+    """When the coordinator dies later, it is not taken for what it died of."""
+    died = payload("died", "a", crashes=1, at=AT)
+    ledger, _ = fold([run(1), start_payload("a", 1), died, start_payload("b", 1)])
+
+    assert set(ledger.in_doubt) == {"b"}
+    assert ledger.after_death("b1") == ({"a", "b"}, {"a": 1, "b": 1})
 
 
 def test_a_finished_item_has_no_past():

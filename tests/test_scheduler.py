@@ -312,3 +312,53 @@ def test_an_item_with_a_pending_retry_from_before_waits_for_it():
     driver = Driver([Entry("a", "a", used=1, due=50.0), "b"])
 
     assert driver.run().id == "b"
+
+
+def test_what_died_together_runs_alone_next():
+    """Nobody is blamed for a death beside others; each of them then runs with nothing beside it."""
+    driver = Driver("abcd", slots=3)
+    together = [driver.run() for _ in range(3)]
+    verdicts = [driver.scheduler.died(entry, 0.0) for entry in together]
+
+    assert verdicts == [Verdict.RETRY] * 3
+    assert [entry.crashes for entry in together] == [0, 0, 0]
+    for expected in "abc":
+        entry = driver.run()
+        assert (entry.id, entry.number) == (expected, 1)
+        assert driver.decide() == Wait(None, "busy")
+        driver.scheduler.finished(entry)
+    assert driver.run().id == "d"
+
+
+def test_who_dies_alone_is_set_aside_after_max_crashes():
+    """Only deaths without company count, and the others go on afterwards."""
+    driver = Driver("ab", slots=2, max_crashes=2)
+    killer, other = driver.run(), driver.run()
+    verdicts = [driver.scheduler.died(killer, 0.0)]
+    driver.scheduler.finished(other)
+    verdicts += [driver.scheduler.died(driver.run(), 0.0) for _ in range(2)]
+
+    assert verdicts == [Verdict.RETRY, Verdict.RETRY, Verdict.QUARANTINE]
+    driver.scheduler.finished(killer, ok=False)
+    assert driver.decide() == Stop(None)
+
+
+def test_nothing_is_handed_out_beside_a_suspect_that_waits_for_the_others():
+    """It waits until those that are at work are through, and nothing new is begun meanwhile."""
+    driver = Driver("abc", slots=2)
+    first, second = driver.run(), driver.run()
+    driver.scheduler.died(first, 0.0)
+    assert driver.decide() == Wait(None, "busy")
+    driver.scheduler.finished(second)
+
+    assert driver.run() is first
+
+
+def test_a_death_after_a_stop_request_is_not_a_crash():
+    """The same Ctrl-C has reached the worker: the item is pending, as if it had not been tried."""
+    driver = Driver([Entry("a", "a", solo=True, crashes=2)], max_crashes=3)
+    entry = driver.run()
+    driver.scheduler.stop("signal")
+
+    assert driver.scheduler.died(entry, 0.0) is Verdict.LEAVE
+    assert (entry.crashes, driver.decide()) == (2, Stop("signal"))

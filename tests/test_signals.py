@@ -200,3 +200,31 @@ def test_a_batch_in_another_thread_installs_nothing(tmp_path):
     thread.join(30)
 
     assert batch.exit_code == 0
+
+
+FORKS = """
+import multiprocessing, signal, sys
+from lockstitch import ResumableBatch
+def child(sender):
+    sender.send("up")
+    signal.pause()
+def work(item):
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(sender,))
+    process.start()
+    receiver.recv()
+    process.terminate()
+    process.join(20)
+    return process.exitcode
+context = multiprocessing.get_context("fork")
+with ResumableBatch(sys.argv[1], ["a"]) as batch:
+    batch.run(work)
+"""
+
+
+def test_a_forked_child_ends_of_a_signal_as_it_would_without_a_batch(run_child, tmp_path):
+    """What an item forks can be terminated: the deferral is the parent's alone."""
+    path = tmp_path / "run.jsonl"
+    run_child(FORKS, path)
+
+    assert Checkpoint(path, read_only=True)["a"].result == -signal.SIGTERM

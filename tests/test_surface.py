@@ -34,15 +34,15 @@ PACKAGE = Path(lockstitch.__file__).parent
 LAYERS = """
 _errors _printable _clock _headers _model _retry _guard _ids _frames _records _ledger _scheduler
 _serializers _config _redaction _files _lock _reading _publish _snapshot _commit _journal _repair
-_store _checkpoint _input _run _plan _attempt _progress _settings _session _executors
-_async _attempting _signals _batch _calls _stored _loop _resumable
+_store _checkpoint _input _run _plan _attempt _envelope _worker _progress _settings _session
+_executors _engine _pools _async _attempting _signals _batch _calls _stored _loop _resumable
 guards retries
 """.split()
 
 #: Modules that do no I/O: they import nothing that could.
 PURE = """
 _errors _printable _model _retry _guard _ids _frames _records _ledger _scheduler _config
-_redaction _input
+_redaction _input _envelope
 """.split()
 
 #: The one module that may import each of these.
@@ -118,7 +118,7 @@ def test_the_public_names_are_frozen():
 
 
 def public_callables():
-    for module in ("lockstitch", "lockstitch.testing", "lockstitch.cli"):
+    for module in ("lockstitch", "lockstitch.testing", "lockstitch.cli", "lockstitch.engines.ray"):
         namespace = importlib.import_module(module)
         for name, value in vars(namespace).items():
             if name.startswith("_") or not getattr(value, "__module__", "").startswith(

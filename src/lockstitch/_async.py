@@ -71,6 +71,9 @@ class Coroutines:
         for task in self._tasks:
             task.cancel()
 
+    def flush(self) -> None:
+        """Nothing to begin."""
+
     def close(self, *, wait: bool = True) -> None:
         """Nothing to free when the tasks are done; else they are cancelled."""
         if not wait:

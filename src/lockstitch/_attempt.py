@@ -34,6 +34,8 @@ class Outcome:
     exception: BaseException | None = None
     limit: Limit | None = None
     fatal: BaseException | None = None
+    #: The process that worked on it died, or was told to.
+    died: bool = False
     #: It was called off; nobody forgot to save.
     cancelled: bool = False
     seconds: float = 0.0

@@ -14,6 +14,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -23,7 +24,7 @@ from ._attempting import Attempting
 from ._checkpoint import Checkpoint, opened
 from ._clock import CLOCK
 from ._errors import BatchStopped, LockstitchError, UsageError
-from ._executors import drive, hire
+from ._executors import Workers, drive, hire
 from ._guard import Guards
 from ._ids import Key
 from ._input import Input, Redo, redo_test
@@ -128,7 +129,7 @@ class ResumableBatch(Generic[T]):
         except BaseException:
             self._close_checkpoint()
             raise
-        self._run = Run(store, CLOCK.get(), self._settings.max_crashes)
+        self._run = Run(store, CLOCK.get())
         self._run.size = self._input.size
         self._summary, self._complete, self._reported = None, False, False
 
@@ -400,37 +401,58 @@ class ResumableBatch(Generic[T]):
     # Driving
 
     def run(
-        self, fn: Callable[[T], Any], *, concurrency: int = 1, affinity: bool = False
+        self,
+        fn: Callable[[T], Any],
+        *,
+        concurrency: int | None = None,
+        affinity: bool = False,
+        executor: Executor | Callable[[], Executor] | None = None,
+        chunk: int = 1,
     ) -> Summary:
         """Call `fn` with every pending item, and store what it returns.
 
         An exception of `fn` is booked as the item's error, and the rest goes on.
 
         Args:
-            fn: works on one item. With `concurrency`, it is called in several threads at once.
-            concurrency: how many items are worked on at a time, each in a thread of its own; 1 is
-                the caller's thread.
+            fn: works on one item. With `concurrency`, it is called in several threads at once; with
+                `executor`, wherever that has its workers.
+            concurrency: how many items are worked on at a time, each in a thread of its own; 1, the
+                default, is the caller's thread. With `executor`, how many workers that has, if it
+                does not tell by itself; twice as many items are handed out.
             affinity: send an id to the same thread in every run with the same `concurrency`.
+            executor: a `concurrent.futures.Executor`, which is left open, or a function that makes
+                one, which is shut down at the end and made anew when it breaks.
+            chunk: with `executor`, how many items travel together; for items that take less time
+                than the way to a worker.
 
         Raises:
             SerializationFailed, DurabilityUnknown, OSError: not an item's error; it is pending.
+            UsageError: an argument is wrong, the function or an item cannot be sent to a worker, or
+                the `executor` that was passed in broke. What was in flight is pending.
         """
         _, session = self._entered()
         with self._deferred(session):
-            for _ in self._driven(session, fn, concurrency, affinity=affinity):
+            for _ in self._driven(session, fn, concurrency, affinity, executor, chunk):
                 continue
         session.read_on()
 
         return session.run.summary(session.scheduler.stop_reason, session.resume_at)
 
     def map(
-        self, fn: Callable[[T], Any], *, concurrency: int = 1, affinity: bool = False
+        self,
+        fn: Callable[[T], Any],
+        *,
+        concurrency: int | None = None,
+        affinity: bool = False,
+        executor: Executor | Callable[[], Executor] | None = None,
+        chunk: int = 1,
     ) -> Iterator[Record]:
         """Yield every item's record: those that are stored, and the new ones as they finish.
 
         A record is stored when its item finishes, not when it is asked for, and no more than
-        `concurrency` items are ahead of the caller. Closing it lets what runs finish. With a
-        generator as input, stored records come when their item is drawn. Arguments as for `run`.
+        `concurrency` items (with `executor`, twice as many) are ahead of the caller. Closing it
+        lets what runs finish. With a generator as input, stored records come when their item is
+        drawn. Arguments as for `run`.
 
         Raises:
             BatchStopped: the batch stopped early, after all records have been yielded.
@@ -440,7 +462,7 @@ class ResumableBatch(Generic[T]):
         session.on_skip = skipped.append
 
         with self._deferred(session):
-            driven = self._driven(session, fn, concurrency, affinity=affinity)
+            driven = self._driven(session, fn, concurrency, affinity, executor, chunk)
             with contextlib.closing(driven):
                 for id in driven:
                     for each in _taken(skipped, id):
@@ -450,20 +472,40 @@ class ResumableBatch(Generic[T]):
         session.raise_if_stopped()
 
     def _driven(
-        self, session: Session[T], fn: Callable[[T], Any], concurrency: int, *, affinity: bool
+        self,
+        session: Session[T],
+        fn: Callable[[T], Any],
+        concurrency: int | None,
+        affinity: bool,
+        executor: Executor | Callable[[], Executor] | None,
+        chunk: int,
     ) -> Generator[str, None, None]:
         if not callable(fn):
             raise UsageError(f"run and map take a function of one item, not {fn!r}")
-        count = check_count(concurrency, "concurrency=")
-        yield from drive(session, hire(session, fn, count, affinity=affinity))
+        count = None if concurrency is None else check_count(concurrency, "concurrency=")
+        check_count(chunk, "chunk=")
+        if executor is None:
+            if chunk > 1:
+                raise UsageError("chunk= is for the way to a worker, and goes with executor=")
+            workers: Workers = hire(session, fn, count or 1, affinity=affinity)
+        else:
+            from ._pools import hire_pool  # noqa: PLC0415 - paid for by who uses an executor
+
+            if affinity:
+                raise UsageError("affinity= is for threads; an executor chooses its workers itself")
+            workers = hire_pool(session, fn, executor, concurrency=count, chunk=chunk)
+        yield from drive(session, workers)
         self._complete = session.scheduler.stop_reason is None
 
-    async def arun(self, fn: Callable[[T], Awaitable[Any]], *, concurrency: int = 1) -> Summary:
+    async def arun(
+        self, fn: Callable[[T], Awaitable[Any]], *, concurrency: int = 1, executor: None = None
+    ) -> Summary:
         """As `run`, for a coroutine function; at most `concurrency` of them run at a time.
 
         The event loop is not blocked by syncs or waits. Guards may be asynchronous. Cancelled, it
-        cancels what runs, and the items stay pending.
+        cancels what runs, and the items stay pending. There is no `executor` for coroutines.
         """
+        _refuse_executor(executor)
         _, session = self._entered()
         with self._deferred(session):
             driven = self._adriven(session, fn, concurrency, tell=False)
@@ -475,7 +517,7 @@ class ResumableBatch(Generic[T]):
         return session.run.summary(session.scheduler.stop_reason, session.resume_at)
 
     async def amap(
-        self, fn: Callable[[T], Awaitable[Any]], *, concurrency: int = 1
+        self, fn: Callable[[T], Awaitable[Any]], *, concurrency: int = 1, executor: None = None
     ) -> AsyncGenerator[Record, None]:
         """As `map`, for a coroutine function. Close it (`contextlib.aclosing`) if you leave early.
 
@@ -484,6 +526,7 @@ class ResumableBatch(Generic[T]):
         """
         import asyncio  # noqa: PLC0415 - who does not use asyncio does not pay for it
 
+        _refuse_executor(executor)
         # Records are read in a thread: a read waits for a sync that is on its way.
         run, session = self._entered()
         skipped: list[str] = []
@@ -530,6 +573,14 @@ class ResumableBatch(Generic[T]):
         run, session = self._entered()
 
         return plan(run, self._input, session.redo)
+
+
+def _refuse_executor(executor: object) -> None:
+    if executor is not None:
+        raise UsageError(
+            "coroutines run in this event loop; an executor takes a plain function: "
+            "batch.run(fn, executor=…)"
+        )
 
 
 def _taken(skipped: list[str], *more: str) -> list[str]:

@@ -115,6 +115,7 @@ class Committer(Generic[F]):
         self._files = files
         self._path = path
         self._fsync = fsync
+        self.syncs: bool = fsync is True
         #: Seconds after which what was written is synced; None for at once, or never.
         self._later = None if isinstance(fsync, bool) else fsync
         self._rescue_by = rescue

@@ -32,6 +32,10 @@ class Workers(Protocol):
         """Work on an item: now or later, here or elsewhere."""
         ...
 
+    def flush(self) -> None:
+        """Begin with what was submitted so far; nothing more comes for the moment."""
+        ...
+
     def close(self, *, wait: bool = True) -> None:
         """Free what the workers hold; without `wait`, some may still be at work."""
         ...
@@ -46,6 +50,9 @@ class Inline:
 
     def submit(self, entry: Entry, attempt: Attempt) -> None:
         self._events.put((entry, attempt.work(lambda: self._fn(entry.item))))
+
+    def flush(self) -> None:
+        """Nothing to begin."""
 
     def close(self, *, wait: bool = True) -> None:
         """Nothing to free."""
@@ -87,6 +94,9 @@ class Threads:
     def _work(self, entry: Entry, attempt: Attempt) -> None:
         self._events.put((entry, attempt.work(lambda: self._fn(entry.item))))
 
+    def flush(self) -> None:
+        """Nothing to begin."""
+
     def close(self, *, wait: bool = True) -> None:
         for number in range(len(self._threads)):
             self._lanes[number % len(self._lanes)].put(None)
@@ -127,16 +137,18 @@ def drive(
                 break
             if isinstance(decision, HandOut):
                 workers.submit(decision.entry, session.start(decision.entry))
-            elif (event := session.wait(decision)) is not None:
+                continue
+            workers.flush()
+            if (event := session.wait(decision)) is not None:
                 entry, outcome = event
                 if session.settle(entry, outcome, book=book):
                     yield entry.id
     except GeneratorExit:
-        _drain(session, "left")
+        _drain(session, workers, "left")
         workers.close()
         raise
     except Exception:
-        _drain(session, "failed")
+        _drain(session, workers, "failed")
         workers.close()
         raise
     except BaseException:
@@ -145,10 +157,11 @@ def drive(
     workers.close()
 
 
-def _drain(session: Session[Any], reason: StopReason) -> None:
+def _drain(session: Session[Any], workers: Workers, reason: StopReason) -> None:
     """Let what runs finish, and take it in; what goes wrong here is second to what came first."""
     session.scheduler.stop(reason)
     while session.scheduler.in_flight:
+        workers.flush()
         event = session.events.get()
         if event is None:
             continue

@@ -94,6 +94,11 @@ class Journal(Generic[F]):
         """
         return not self._commit.forked and self._lock.is_held
 
+    @property
+    def syncs(self) -> bool:
+        """True where a save waits for the disk."""
+        return self._commit.syncs
+
     # Opening
 
     def open(self, new_header: Callable[[], Header], *, fresh: bool = False) -> None:

@@ -40,10 +40,12 @@ _STATUS_MASK = (1 << _STATUS_BITS) - 1
 _EVERY = 4096
 _SAMPLE = 16
 
-_KINDS = frozenset({"run", "retry", "back", "cursor", "step", "pause", "waited", "stop", "end"})
+_KINDS = frozenset(
+    {"run", "retry", "back", "died", "cursor", "step", "pause", "waited", "stop", "end"}
+)
 
 #: Those of them that begin with the id of an item.
-_OF_ITEMS = frozenset({"retry", "back", "cursor", "step"})
+_OF_ITEMS = frozenset({"retry", "back", "died", "cursor", "step"})
 
 
 @attrs.define(eq=False, repr=False)
@@ -230,6 +232,8 @@ class Ledger:
                 self.waited[offset] = float(data["waited"])
             case "back" if self.runs:
                 self.runs[-1].open.pop(id, None)
+            case "died":
+                self._apply_died(id, int(data["crashes"]))
             case "stop" if self.runs:
                 self.runs[-1].stop = str(data["stop"])
             case "end":
@@ -259,6 +263,14 @@ class Ledger:
         due, at = instant(data["due"]), instant(data["at"])
         if due is not None and at is not None:
             self.due[id] = due, at
+        if self.runs:
+            self.runs[-1].open.pop(id, None)
+
+    def _apply_died(self, id: str, crashes: int) -> None:
+        self.suspects.add(id)
+        self.unfinished.add(id)
+        if crashes:
+            self.crashes[id] = crashes  # a number and not one more: applied twice, it is the same
         if self.runs:
             self.runs[-1].open.pop(id, None)
 
@@ -378,6 +390,8 @@ class Ledger:
             return run is not None and not run.end and run.open.get(id) == offset
         if kind == "back":
             return False
+        if kind == "died":
+            return id_of(line) in self.suspects
         if kind == "retry":
             return self.retries.get(id_of(line), (0, -1))[1] == offset
         if kind == "cursor":

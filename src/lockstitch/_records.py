@@ -27,7 +27,7 @@ HEADER_SEED: Final = 0
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _KIND = re.compile(rb'\{"([a-z_]+)":')
-_ID = re.compile(rb'\{"(?:id|start|back|retry|cursor|step)":("(?:[^"\\]|\\.)*")')
+_ID = re.compile(rb'\{"(?:id|start|back|died|retry|cursor|step)":("(?:[^"\\]|\\.)*")')
 _STATUS = re.compile(rb'\{"id":"(?:[^"\\]|\\.)*","status":("(?:[^"\\]|\\.)*")')
 #: Bytes before `at` that hold all of `seconds`.
 _SECONDS_LENGTH = len(b',"seconds":') + 16

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Executor
 from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
@@ -74,7 +75,15 @@ class Resumable(StoredFunction[P], Generic[P, R]):
 
         return turn
 
-    def run(self, items: Iterable[Any], *, concurrency: int = 1, affinity: bool = False) -> Summary:
+    def run(
+        self,
+        items: Iterable[Any],
+        *,
+        concurrency: int | None = None,
+        affinity: bool = False,
+        executor: Executor | Callable[[], Executor] | None = None,
+        chunk: int = 1,
+    ) -> Summary:
         """Call the function with every pending item; errors are booked and the rest goes on.
 
         Arguments as for `ResumableBatch.run`.
@@ -84,15 +93,23 @@ class Resumable(StoredFunction[P], Generic[P, R]):
         """
         with self._batch(items) as batch:
             batch.run(
-                cast(Callable[[Any], Any], self.__wrapped__),
+                self._fit_for(executor),
                 concurrency=concurrency,
                 affinity=affinity,
+                executor=executor,
+                chunk=chunk,
             )
 
         return batch.summary
 
     def map(
-        self, items: Iterable[Any], *, concurrency: int = 1, affinity: bool = False
+        self,
+        items: Iterable[Any],
+        *,
+        concurrency: int | None = None,
+        affinity: bool = False,
+        executor: Executor | Callable[[], Executor] | None = None,
+        chunk: int = 1,
     ) -> Iterator[Record]:
         """Yield every item's record: the stored ones, and the new ones as they finish.
 
@@ -103,12 +120,22 @@ class Resumable(StoredFunction[P], Generic[P, R]):
         """
         with self._batch(items) as batch:
             yield from batch.map(
-                cast(Callable[[Any], Any], self.__wrapped__),
+                self._fit_for(executor),
                 concurrency=concurrency,
                 affinity=affinity,
+                executor=executor,
+                chunk=chunk,
             )
         if batch.summary.stopped_by is not None:
             raise BatchStopped(batch.summary.stopped_by, batch.summary)
+
+    def _fit_for(self, executor: object) -> Callable[[Any], Any]:
+        if executor is None:
+            return cast(Callable[[Any], Any], self.__wrapped__)
+        from ._worker import Bare  # noqa: PLC0415 - paid for by who uses an executor
+
+        # The function itself does not pickle: what its module has under its name is this object.
+        return Bare(self)
 
 
 class AsyncResumable(StoredFunction[P], Generic[P, R]):
@@ -143,19 +170,21 @@ class AsyncResumable(StoredFunction[P], Generic[P, R]):
 
         return cast(R, self._answer(record))
 
-    async def run(self, items: Iterable[Any], *, concurrency: int = 1) -> Summary:
+    async def run(
+        self, items: Iterable[Any], *, concurrency: int = 1, executor: None = None
+    ) -> Summary:
         """Await the function with every pending item; errors are booked and the rest goes on.
 
         Arguments as for `ResumableBatch.arun`.
         """
         fn = cast(Callable[[Any], Awaitable[Any]], self.__wrapped__)
         with self._batch(items) as batch:
-            await batch.arun(fn, concurrency=concurrency)
+            await batch.arun(fn, concurrency=concurrency, executor=executor)
 
         return batch.summary
 
     async def map(
-        self, items: Iterable[Any], *, concurrency: int = 1
+        self, items: Iterable[Any], *, concurrency: int = 1, executor: None = None
     ) -> AsyncGenerator[Record, None]:
         """Yield every item's record: the stored ones, and the new ones as they finish.
 
@@ -166,7 +195,9 @@ class AsyncResumable(StoredFunction[P], Generic[P, R]):
         """
         fn = cast(Callable[[Any], Awaitable[Any]], self.__wrapped__)
         with self._batch(items) as batch:
-            async with contextlib.aclosing(batch.amap(fn, concurrency=concurrency)) as records:
+            async with contextlib.aclosing(
+                batch.amap(fn, concurrency=concurrency, executor=executor)
+            ) as records:
                 async for record in records:
                     yield record
         if batch.summary.stopped_by is not None:

@@ -27,7 +27,6 @@ class Run:
 
     store: Store
     clock: Clock
-    max_crashes: int
     #: On the clock's timeline.
     started: float = attrs.field(init=False)
     number: int = attrs.field(init=False, default=0)
@@ -115,17 +114,23 @@ class Run:
         self.store.back(entry.id)
         self._given_back(entry)
 
+    def died(self, entry: Entry) -> None:
+        """Write that the process that worked on an item died, and how often it did so alone."""
+        self.store.died(entry.id, entry.crashes)
+        self._given_back(entry)
+
     def _given_back(self, entry: Entry) -> None:
         with self._lock:
             self.unsaved.pop(entry.id, None)
 
-    def quarantine(self, entry: Entry, crashes: int) -> None:
+    def quarantine(self, entry: Entry) -> None:
         """Set an item aside that took the process with it too often."""
         self.begin()
-        message = f"the process died {crashes} times while this item ran alone"
+        message = f"the process died {entry.crashes} times while this item ran alone"
         self.store.finish(entry.id, "quarantined", error=ErrorInfo("Crashed", message))
         with self._lock:
             self.by_status["quarantined"] += 1
+            self.unsaved.pop(entry.id, None)
 
     def stop(self, signal: str) -> None:
         """Write a stop request down at once; called in a signal handler."""

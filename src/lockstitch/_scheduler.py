@@ -47,6 +47,8 @@ class Entry:
     used: int = 0
     #: It was running when a process died, so nothing else may run beside it.
     solo: bool = False
+    #: How often a process died while it ran alone, over all runs.
+    crashes: int = 0
     #: Not to be tried before, on the scheduler's timeline.
     due: float = -math.inf
 
@@ -65,6 +67,7 @@ class Rules:
     max_wait: float = 600.0
     max_time: float | None = None
     max_consecutive_errors: int | None = None
+    max_crashes: int = 3
 
 
 def lane_of(id: str, lanes: int) -> int:
@@ -117,6 +120,8 @@ class Verdict(enum.Enum):
     RETRY = enum.auto()
     #: Leave the item pending, as if it had not been tried.
     LEAVE = enum.auto()
+    #: Set the item aside; it is done.
+    QUARANTINE = enum.auto()
 
 
 class Scheduler:
@@ -294,6 +299,25 @@ class Scheduler:
         entry.used += 1
         entry.due = now + seconds
         heapq.heappush(self._retries, (entry.due, next(self._order), entry))
+
+        return Verdict.RETRY
+
+    def died(self, entry: Entry, now: float) -> Verdict:
+        """The process that worked on it died, and this one lives. QUARANTINE as BOOK of `failed`.
+
+        Of all that ran in it, or was waiting there, nobody knows which was to blame. So each of
+        them runs alone next, and only who is alone is blamed.
+        """
+        if self.stop_reason == "signal":
+            self.returned(entry)
+            return Verdict.LEAVE
+        if entry.solo:
+            entry.crashes += 1
+        if entry.crashes >= self._rules.max_crashes:
+            return Verdict.QUARANTINE
+        del self.in_flight[entry.id]
+        entry.solo, entry.due = True, now
+        heapq.heappush(self._retries, (now, next(self._order), entry))
 
         return Verdict.RETRY
 

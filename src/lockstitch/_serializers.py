@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import functools
+import importlib
 import json
 import math
 import re
@@ -85,6 +87,7 @@ class JSONSerializer:
     is_json = True
 
     def __init__(self, converter: cattrs.Converter | None = None) -> None:
+        self._is_ours = converter is None
         self.converter: cattrs.Converter = _converter() if converter is None else converter
         #: As `dumps`, to a text.
         self.encode_text: Callable[[object], str] = _encoder(self.converter.unstructure)
@@ -106,6 +109,19 @@ class JSONSerializer:
             return json.loads(text)
 
         return value if end == len(text) else json.loads(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._is_ours:
+            raise TypeError("a converter of your own cannot go to another process")
+
+        return type(self), ()
+
+
+@attrs.frozen
+class Encoded:
+    """A value that a worker has made JSON of, with the codec of the store that it goes into."""
+
+    fragment: bytes
 
 
 def _encoder(default: Callable[[Any], Any]) -> Callable[[object], str]:
@@ -137,6 +153,13 @@ class _Module:
 
     def loads(self, data: bytes, /) -> Any:
         return self.module.loads(data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _imported, (self.module.__name__,)
+
+
+def _imported(name: str) -> Serializer:
+    return as_serializer(importlib.import_module(name))
 
 
 def as_serializer(given: object) -> Serializer:
@@ -199,12 +222,19 @@ class Codec:
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = type(self.serializer) is JSONSerializer
+
+        return _sent_codec, (None if plain else self.serializer, self._type)
+
     def encode(self, id: str, value: object) -> bytes:
         """Return the JSON that stands for `value` in a record.
 
         Raises:
             SerializationFailed: it cannot be written, or would not come back equal.
         """
+        if type(value) is Encoded:
+            return value.fragment
         if self._quick and (quick := self._quickly(value)) is not None:
             return quick
         fragment = self._fragment(id, value)
@@ -295,6 +325,19 @@ class Codec:
             return b'"%b"' % base64.b64encode(data)
 
         return data if self._strict else _embeddable(id, data, self.serializer.name)
+
+
+# A worker is sent the codec with every item, and a converter takes a while to make.
+_kept_codec = functools.lru_cache(maxsize=8)(Codec)
+
+
+def _sent_codec(serializer: object, result_type: Any) -> Codec:
+    try:
+        hash((serializer, result_type))
+    except TypeError:
+        return Codec(serializer, result_type)
+
+    return _kept_codec(serializer, result_type)
 
 
 def _unpack(stored: object) -> bytes:

@@ -51,6 +51,7 @@ class Session(Generic[T]):
         #: The attempts at the items that were handed out and have no record yet.
         self.attempts: dict[str, Attempt] = {}
         self._clock: Clock = run.clock
+        self._rules = rules
         self._checks = checks
         #: How guards are asked; a driver with an event loop can ask asynchronous ones.
         self.ask: Callable[[tuple[Check, ...]], list[Limit]] = ask
@@ -256,16 +257,21 @@ class Session(Generic[T]):
     def _admit(self, id: str, item: T, *, again: bool) -> None:
         run, ledger = self.run, self.run.store.ledger
         crashes = 0 if again else run.crashes.get(id, 0)
-        entry = Entry(id, item, solo=id in run.suspects)
-        if crashes >= run.max_crashes:
-            run.quarantine(entry, crashes)
-            logger.error("%s: set aside, the process died %d times while it ran alone", id, crashes)
+        entry = Entry(id, item, solo=id in run.suspects, crashes=crashes)
+        if crashes >= self._rules.max_crashes:
+            self._quarantine(entry)
             return
         if not again and id in ledger.retries:
             entry.used = ledger.retries[id][0]
             if id in ledger.due:
                 entry.due = self._clock.now() + self._left(*ledger.due[id])
         self.scheduler.drawn(entry, self._clock.now())
+
+    def _quarantine(self, entry: Entry) -> None:
+        self.run.quarantine(entry)
+        logger.error(
+            "%s: set aside, the process died %d times while it ran alone", entry.id, entry.crashes
+        )
 
     def _ask_guards(self) -> None:
         self.take_answers(self.ask(self._checks))
@@ -329,6 +335,11 @@ class Session(Generic[T]):
 
     def _settle(self, entry: Entry, outcome: Outcome, *, book: bool) -> bool:
         self.run.write_stop()
+        if outcome.died:
+            done = self._died(entry)
+            if outcome.fatal is not None:
+                raise outcome.fatal
+            return done
         if outcome.fatal is not None:
             if outcome.cancelled:
                 self.run.back(entry)
@@ -370,6 +381,18 @@ class Session(Generic[T]):
             self.run.back(entry)
 
         return verdict is Verdict.BOOK
+
+    def _died(self, entry: Entry) -> bool:
+        verdict = self.scheduler.died(entry, self._clock.now())
+        if verdict is Verdict.QUARANTINE:
+            self._quarantine(entry)
+            self._count(entry, ok=False)
+        elif verdict is Verdict.RETRY:
+            self.run.died(entry)
+        else:
+            self.run.back(entry)
+
+        return verdict is Verdict.QUARANTINE
 
     def book(self, entry: Entry, error: ErrorInfo, seconds: float | None) -> None:
         """Book an error without asking the retry policy."""

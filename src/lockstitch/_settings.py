@@ -23,7 +23,6 @@ class Settings:
     rules: Rules
     checks: tuple[Check, ...]
     redo: Redo | None
-    max_crashes: int
     handle_signals: bool
     report: Reporter | None
 
@@ -60,6 +59,7 @@ def check_settings(
             if max_consecutive_errors is None
             else check_count(max_consecutive_errors, "max_consecutive_errors=")
         ),
+        max_crashes=check_count(max_crashes, "max_crashes="),
     )
     redo_test(redo, lambda _id: None, lambda _id: Record("", ""))
 
@@ -68,7 +68,6 @@ def check_settings(
         checks=checks,
         # Launched again by `lockstitch supervise`: what was redone must not be paid once more.
         redo=None if os.environ.get("LOCKSTITCH_RELAUNCH") == "1" else redo,
-        max_crashes=check_count(max_crashes, "max_crashes="),
         handle_signals=bool(handle_signals),
         report=as_reporter(progress),
     )

@@ -28,6 +28,7 @@ class Deferral:
     def __init__(self, on_stop: Callable[[str], None]) -> None:
         self._on_stop = on_stop
         self._previous: dict[signal.Signals, Any] = {}
+        self._pid = os.getpid()
         #: The signal that has come; cleared by `give_back`.
         self.received: signal.Signals | None = None
 
@@ -55,7 +56,9 @@ class Deferral:
             signal.signal(each, previous)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        # A forked child inherits the handler, and nothing of what it is there for: a worker that is
+        # told to end, by its pool or by a Ctrl-C, must end.
+        if self.received is not None or os.getpid() != self._pid:
             self.__exit__(None, None, None)
             self.received = None
             signal.raise_signal(number)

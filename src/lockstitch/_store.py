@@ -94,7 +94,8 @@ def get(source: Source, codec: Codec, id: str) -> Record:
     try:
         error, (attempt, seconds) = error_from(data.get("error")), numbers_from(data)
     except Malformed as wrong:
-        raise damaged(source.path, Wrong(-1, 0, offset, offset, str(wrong))) from None
+        reason = f"record {id!r}: {wrong}"
+        raise damaged(source.path, Wrong(-1, 0, offset, offset, reason)) from None
 
     return Record(
         id=id,
@@ -222,6 +223,10 @@ class Store:
         """Say that an item was left unfinished, by a process that is well."""
         self.journal.append(payload("back", id), id=id, sync=False)
 
+    def died(self, id: str, crashes: int) -> None:
+        """Say that the process that worked on an item died, and how often it has, alone."""
+        self.journal.append(payload("died", id, crashes=crashes, at=self._now()), id=id)
+
     def retry(self, id: str, attempt: int, error: ErrorInfo, due: float) -> None:
         """Book a failed attempt that another will follow, `due` in seconds since 1970."""
         error = redacted_error(self.redact, error)
@@ -330,7 +335,7 @@ class Store:
 
         def keep(offset: int, line: bytes) -> bool:
             if (
-                kind_of(line) in ("id", "start", "back", "retry", "cursor", "step")
+                kind_of(line) in ("id", "start", "back", "died", "retry", "cursor", "step")
                 and id_of(line) in gone
             ):
                 return False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import operator
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -46,12 +49,20 @@ class StoredFunction(Generic[P]):
         self._settings = settings
         self._lock = threading.Lock()
         self._scope: Calls | None = None
+        #: It came here from another process, which has the checkpoint.
+        self._sent = False
 
     def __repr__(self) -> str:
         return f"<resumable {self.__module__}.{self._name} on {self.checkpoint.path!r}>"
 
-    def __reduce__(self) -> str:
-        return self._name
+    def __reduce__(self) -> tuple[Any, ...]:
+        if _find(self.__module__, self._name) is not self:
+            raise UsageError(
+                f"{self._name} is not found by its name in the module {self.__module__}; "
+                "only a decorated function at the top level of a module can be sent"
+            )
+
+        return _found, (self.__module__, self._name, _process())
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         # A method: bound like any function. Only callable keys come this far.
@@ -103,6 +114,11 @@ class StoredFunction(Generic[P]):
     # The scope of plain calls
 
     def _opened(self) -> Calls:
+        if self._sent:
+            raise UsageError(
+                f"{self._name} was sent to this process, and its checkpoint belongs to the one "
+                f"that sent it; let that one drive: {self._name}.run(items, executor=…)"
+            )
         with self._lock:
             if self._scope is None:
                 scope = Calls(self.checkpoint, self._key, self._settings)
@@ -139,6 +155,30 @@ class StoredFunction(Generic[P]):
         self.close()
 
         return ResumableBatch(self.checkpoint, items, key=self._key, **self._settings)
+
+
+#: What tells this process from those of other machines, which may have the same number.
+_BIRTH = os.urandom(8).hex()
+
+
+def _process() -> tuple[int, str]:
+    return os.getpid(), _BIRTH  # a fork has the other, and a spawn neither
+
+
+def _find(module: str, name: str) -> Any:
+    try:
+        return operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return None
+
+
+def _found(module: str, name: str, sender: tuple[int, str]) -> Any:
+    """Return the decorated function of that name, as one that was sent if it comes from afar."""
+    found: Any = operator.attrgetter(name)(importlib.import_module(module))
+    if sender != _process():
+        found._sent = True  # noqa: SLF001 - of the class above
+
+    return found
 
 
 def _close_quietly(scope: ResumableBatch[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, assert_type
 
 from lockstitch import (
@@ -66,6 +67,9 @@ with ResumableBatch("run.jsonl", [Case()], key="id") as batch:
             assert_type(attempt.step("sum", max, 1, 2), int)
     assert_type(batch.plan(), Plan)
     assert_type(batch.run(lambda case: case.id), Summary)
+    assert_type(batch.run(lambda case: case.id, executor=ThreadPoolExecutor, chunk=2), Summary)
+    with ThreadPoolExecutor() as executor:
+        assert_type(batch.map(lambda case: case.id, executor=executor), Iterator[Record])
     batch.save(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 with Checkpoint("run.jsonl") as checkpoint:
