@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,11 @@ from lockstitch._lock import RunLock
 # How long an example takes says more about the machine than about the library.
 hypothesis.settings.register_profile("lockstitch", deadline=None)
 hypothesis.settings.load_profile("lockstitch")
+
+# A shell that starts the tests in the background has SIGINT ignored, and all that they start would
+# inherit that, and could not be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Seconds a thread that was told to end may take to do so.
 _PATIENCE = 10.0
@@ -44,6 +50,17 @@ def _runs_on_an_engine(request):
     parameters = getattr(request.node, "callspec", None)
 
     return parameters is not None and bool(getattr(parameters.params.get("driver"), "engine", None))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(items):
+    """Run the tests of an engine in one process: a cluster takes seconds to start."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        driver = parameters.get("driver")
+        engine = parameters.get("engine") or (getattr(driver, "engine", None) and driver.name)
+        if engine:
+            item.add_marker(pytest.mark.xdist_group(str(engine)))
 
 
 def pytest_make_parametrize_id(val):

@@ -154,6 +154,19 @@ def test_complete_lines_of_a_torn_tail_are_kept_aside(path):
     assert Checkpoint.verify(path).ok
 
 
+def test_what_is_cut_off_is_on_the_disk_elsewhere_first(path, files):
+    """A power cut between the two leaves the bytes in one place or in both."""
+    change(path, lambda lines: [*lines, b'{"id":"mine","status":"ok"}\n'])
+    order = []
+    for name in ("create", "write", "sync", "sync_directory", "truncate"):
+        files.on[name] = lambda *_, name=name: order.append(name)
+    files.on["drop_cache"] = lambda *_: True  # or the file is copied, and nothing is cut
+    with Checkpoint(path):
+        cut = order.index("truncate")
+
+    assert order[cut - 4 : cut] == ["create", "write", "sync", "sync_directory"]
+
+
 def test_a_hole_behind_the_proven_part_is_copied_without_loss(path):
     """Unsynced records behind a hole are kept; the file that follows has no hole."""
     checkpoint = Checkpoint(path, fsync=False)
@@ -257,6 +270,21 @@ def test_a_header_from_another_salt_does_not_fit(path):
 
     with pytest.raises(CheckpointDamaged):
         Checkpoint(path).save("x", 1)
+
+
+def test_a_line_from_before_a_rewriting_proves_nothing_after_it(path):
+    """A block of the old file that comes back is a torn tail, though its number would fit."""
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save("kept", 1)
+        checkpoint.save("gone", 2)
+        stale = path.read_bytes().splitlines(keepends=True)[-1]
+        checkpoint.forget(["gone"])
+        killed = path.read_bytes()
+    path.write_bytes(killed + stale)
+
+    with Checkpoint(path) as checkpoint:
+        assert list(checkpoint) == ["kept"]
+        assert checkpoint._store.journal.torn == len(stale)
 
 
 def test_a_line_longer_than_the_limit_is_refused_in_pieces(path, monkeypatch):

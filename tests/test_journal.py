@@ -15,6 +15,9 @@ from lockstitch import (
     CheckpointDamaged,
     CheckpointLocked,
     DurabilityUnknown,
+    ErrorInfo,
+    Limit,
+    ResumableBatch,
     SerializationFailed,
     UsageError,
 )
@@ -50,6 +53,24 @@ def test_with_fsync_every_save_is_one_sync(path, files):
         fill(checkpoint, 50)
         assert files.calls["sync"] - before["sync"] == 50
         assert files.calls["write"] - before["write"] == 50
+
+
+KEPT = {
+    "cursor": lambda store: store.save_cursor("a", 1),
+    "step": lambda store: store.save_step("a", "fetch", 1),
+    "retry": lambda store: store.retry("a", 1, ErrorInfo("ValueError", "bad"), 0.0),
+    "pause": lambda store: store.pause(Limit.after(1), 0.0, "guard"),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_is_kept_for_the_next_run_is_as_durable_as_a_result(path, files, kind):
+    """Cursors, steps, retries and pauses: synced, before the call returns."""
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save("first", 1)
+        before = files.calls["sync"]
+        KEPT[kind](checkpoint._store)
+        assert files.calls["sync"] == before + 1
 
 
 def test_without_fsync_only_flush_and_close_sync(path, files):
@@ -108,6 +129,33 @@ def test_every_line_says_what_was_on_the_disk_before_it(path):
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
 
     assert [line["s"] for line in lines] == [0, *range(20)]
+
+
+def test_an_end_follows_a_sync_and_is_synced_itself(path, files):
+    """It says that the writer ended in order, so nothing before it may be missing on the disk."""
+    order = []
+    with Checkpoint(path, fsync=False) as checkpoint:
+        with ResumableBatch(checkpoint, ["a"]) as batch:
+            batch.run(str)
+            for name in ("write", "sync", "close"):
+                files.on[name] = lambda *_, name=name: order.append(name)
+        assert order == ["sync", "write", "sync"]
+        checkpoint.save("b", 1)
+        order.clear()
+
+    assert order == ["sync", "write", "sync", "close"]
+
+
+def test_what_an_opening_has_found_is_called_stored_from_then_on(path):
+    """It was synced before it was believed; its loss is damage, whatever the policy is now."""
+    with Checkpoint(path, fsync=False) as checkpoint:
+        fill(checkpoint)
+    with Checkpoint(path, fsync=False) as checkpoint:
+        checkpoint.save("later", 1)
+        line = json.loads(path.read_bytes().splitlines()[-1])
+
+    assert line["n"] > 3
+    assert line["s"] == line["n"] - 1
 
 
 def test_saving_costs_the_same_at_the_end_as_at_the_beginning(path, files):
@@ -535,6 +583,20 @@ def test_opening_syncs_and_drops_before_it_reads(path, files):
     assert trusted[:5] == ["open_append", "sync", "sync_directory", "drop_cache", "read"]
 
 
+def test_the_cut_of_a_torn_tail_is_on_the_disk_before_anything_follows(path, files):
+    """A power cut must not bring half a line back in front of a record."""
+    with Checkpoint(path) as checkpoint:
+        fill(checkpoint)
+    path.write_bytes(path.read_bytes() + b"half a line")
+    order = []
+    for name in ("truncate", "sync", "write"):
+        files.on[name] = lambda *_, name=name: order.append(name)
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save("next", 1)
+
+    assert order[order.index("truncate") :][:3] == ["truncate", "sync", "write"]
+
+
 def test_a_compaction_that_nobody_asked_for_may_fail(path, files, caplog, monkeypatch):
     """It only saves space; an opening is not refused for want of it."""
     monkeypatch.setattr("lockstitch._store._COMPACT_ABOVE", 100)
@@ -587,6 +649,19 @@ def test_a_file_that_somebody_else_changed_is_left_as_it_is(path, name, action):
     checkpoint.close()
 
     assert (path.read_bytes() if path.exists() else None) == theirs
+
+
+@pytest.mark.parametrize(("name", "saves"), [("grown", 1), ("cut", 1), ("deleted", 100)])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_without_fsync_a_foreign_hand_is_noticed_all_the_same(path, name, saves):
+    """A changed length at the next save, a lost name before many results go to a file of nobody."""
+    meddle, word = MEDDLING[name]
+    checkpoint = Checkpoint(path, fsync=False)
+    fill(checkpoint)
+    meddle(path)
+    with pytest.raises(CheckpointDamaged, match=word):
+        fill(checkpoint, saves)
+    checkpoint.close()
 
 
 def test_what_changed_under_a_reader_is_not_believed(path):

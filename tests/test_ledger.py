@@ -227,6 +227,15 @@ def test_a_parked_run_is_one_that_ended_with_a_limit():
     assert over.pending_limit is None
 
 
+def test_an_item_that_finished_after_a_limit_says_that_it_is_over():
+    """Also where nobody wrote how long the wait was; the next start does not wait again."""
+    met, _ = fold([run(1), item("a"), pause()])
+    over, _ = fold([run(1), pause(), item("a")])
+
+    assert met.pending_limit is not None
+    assert over.pending_limit is None
+
+
 def test_a_kind_that_is_not_known_is_kept():
     """A newer writer's record says nothing here and survives a compaction."""
     ledger, lines = fold([payload("zebra", {"x": 1}), item("a")])

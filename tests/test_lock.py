@@ -72,6 +72,30 @@ def test_a_killed_holder_frees_it_and_a_stopped_one_does_not(path, child):
         assert checkpoint["a"].result == 1
 
 
+def test_the_lock_is_held_until_the_last_line_is_on_the_disk(path, files):
+    """Who comes while a checkpoint is closing is refused, or two would write one file."""
+    refused = []
+
+    def come(*_):
+        other = RunLock(str(path), lambda: 0.0)
+        try:
+            other.acquire()
+        except CheckpointLocked:
+            refused.append(True)
+        else:
+            other.release()
+            refused.append(False)
+
+    checkpoint = Checkpoint(path)
+    checkpoint.save("a", 1)
+    files.on.update({"write": come, "sync": come, "close": come})
+    checkpoint.close()
+
+    assert refused == [True] * 3
+    come()
+    assert refused[3:] == [False]
+
+
 def test_the_same_process_is_told_that_it_is_itself(path):
     """A notebook cell that ran twice reads a hint, also from another thread's object."""
     with Checkpoint(path) as first:

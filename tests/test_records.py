@@ -77,12 +77,15 @@ def test_an_items_record_says_what_it_was_given():
     assert error_from(data["error"]) == ERROR
 
 
-def test_the_seconds_are_found_from_the_right():
+@pytest.mark.parametrize(
+    "trap", [{"x": ',"seconds":9.000,"at":"z","n":'}, {"x": 1, "seconds": 9.125, "at": "z"}]
+)
+def test_the_seconds_are_found_from_the_right(trap):
     """A result that looks like the end of a record is not taken for it."""
-    trap = json.dumps({"x": ',"seconds":9.000,"at":"z","n":'}).encode()
+    result = json.dumps(trap, separators=(",", ":")).encode()
 
-    assert seconds_of(seal(item_payload("a", "ok", trap, None, 1, 2.5, AT), 3, 2, 9)) == 2.5
-    assert seconds_of(seal(item_payload("a", "ok", trap, None, 1, None, AT), 3, 2, 9)) is None
+    assert seconds_of(seal(item_payload("a", "ok", result, None, 1, 2.5, AT), 3, 2, 9)) == 2.5
+    assert seconds_of(seal(item_payload("a", "ok", result, None, 1, None, AT), 3, 2, 9)) is None
 
 
 def test_a_header_is_read_back_as_it_was_written():

@@ -175,6 +175,17 @@ def test_a_repair_that_fails_changes_nothing(path, lines, files):
     assert Checkpoint.verify(path).ok
 
 
+def test_a_repaired_file_is_on_the_disk_under_its_name(path, lines, files):
+    """A power cut after `repair` has returned does not bring the damaged file back."""
+    put(path, [*lines[:4], b"garbage\n", *lines[5:]])
+    order = []
+    for name in ("write", "sync", "replace", "sync_directory"):
+        files.on[name] = lambda *_, name=name: order.append(name)
+    Checkpoint.repair(path)
+
+    assert order[-4:] == ["write", "sync", "replace", "sync_directory"]
+
+
 def test_a_torn_tail_is_no_damage(path, lines):
     """Verify tells of it and is content; repair cuts it off and keeps it."""
     put(path, [*lines, b'{"id":"i9","st'])

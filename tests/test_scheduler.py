@@ -7,6 +7,7 @@ import pytest
 from lockstitch import Failure, Limit, UsageError
 from lockstitch._model import ErrorInfo
 from lockstitch._scheduler import (
+    SHORTEST_WAIT,
     UNKNOWN_WAIT,
     Entry,
     Need,
@@ -193,6 +194,23 @@ def test_an_unknown_end_is_waited_for_in_doubling_steps():
         driver.now = decision.until
 
     assert waits == [UNKNOWN_WAIT, 2 * UNKNOWN_WAIT, 4 * UNKNOWN_WAIT]
+
+
+@pytest.mark.parametrize(("known", "first"), [(False, UNKNOWN_WAIT), (True, SHORTEST_WAIT)])
+def test_a_finished_item_makes_the_next_wait_short_again(known, first):
+    """Waits double in a row only: a limit met hours later is no part of an old one."""
+    driver = Driver("ab", max_wait=10_000.0)
+    waits = []
+    for finish_before in (False, False, True):
+        if finish_before:
+            driver.scheduler.finished(driver.run())
+        entry = driver.run()
+        driver.scheduler.limited(entry, Limit(), driver.now if known else None, driver.now)
+        decision = driver.decide()
+        waits.append(decision.until - driver.now)
+        driver.now = decision.until
+
+    assert waits == [first, 2 * first, first]
 
 
 @pytest.mark.parametrize(("end", "waits"), [(None, 60.0), (0.5, 1.0)])

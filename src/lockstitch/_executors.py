@@ -132,14 +132,18 @@ def drive(
     """
     try:
         while True:
-            decision = session.decide()
-            if isinstance(decision, Stop):
-                break
-            if isinstance(decision, HandOut):
-                workers.submit(decision.entry, session.start(decision.entry))
-                continue
-            workers.flush()
-            if (event := session.wait(decision)) is not None:
+            if session.events.empty():
+                decision = session.decide()
+                if isinstance(decision, Stop):
+                    break
+                if isinstance(decision, HandOut):
+                    workers.submit(decision.entry, session.start(decision.entry))
+                    continue
+                workers.flush()
+                event = session.wait(decision)
+            else:  # what is finished needs no decision first
+                event = session.events.get()
+            if event is not None:
                 entry, outcome = event
                 if session.settle(entry, outcome, book=book):
                     yield entry.id

@@ -92,7 +92,7 @@ class Scan:
         self.size = self.start
         for lines in blocks:
             offsets = list(itertools.accumulate(map(len, lines), initial=self.size))
-            if self._follow(lines):
+            if lines and self._follow(lines):
                 self.size = self.end = offsets.pop()
                 self.begin = offsets[-1]
                 self.lines += len(lines)

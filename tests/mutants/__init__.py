@@ -1,0 +1,1 @@
+"""The library, broken on purpose: `python -m tests.mutants` asks whether the tests would notice."""
