@@ -16,16 +16,16 @@ FLOOR = "import attrs, cattrs, filelock"
 CODE = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 
 
-def fresh(folder: Path, statement: str) -> Figures:
+def fresh(folder: Path, statement: str, times: int = 1) -> Figures:
     """Time a statement in an interpreter that has imported nothing, not even this package.
 
-    The second time, with the bytecode that the first has left: what pip installs is compiled, and
-    a source tree that is not would be compared with it.
+    With `times` of 2, with the bytecode that the first has left: what pip installs is compiled,
+    and a source tree that is not would be compared with it.
     """
     code = CODE.format(statement)
     env = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
-    for _ in range(2):
+    for _ in range(times):
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=folder,
@@ -41,7 +41,7 @@ def fresh(folder: Path, statement: str) -> Figures:
 def measure(rig: Rig) -> Findings:
     """Import it and its dependencies, ten times each in a full run."""
     statements = (FLOOR, "import lockstitch", "import asyncio", "pass")
-    cases = [Case(each, "imports:fresh", {"statement": each}) for each in statements]
+    cases = [Case(each, "imports:fresh", {"statement": each, "times": 2}) for each in statements]
     rounds = rig.rounds_of("Import", cases, times=2)
     rows = [
         (

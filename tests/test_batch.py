@@ -12,6 +12,8 @@ from lockstitch import (
     Backoff,
     Checkpoint,
     ErrorInfo,
+    Limit,
+    RateLimited,
     ResumableBatch,
     SerializationFailed,
     Summary,
@@ -663,3 +665,63 @@ def test_logs_are_quiet_when_all_is_well(path, caplog):
         ids_run(path, CASES)
 
     assert caplog.records == []
+
+
+def test_a_second_item_with_the_id_of_one_that_waits_for_its_retry_is_refused(path):
+    """It would be paid for twice: neither has a record yet, and neither is running."""
+    calls = []
+
+    def work(item):
+        calls.append(item)
+        if len(calls) == 1:
+            raise ValueError
+
+    with (
+        fake_clock(),
+        pytest.raises(UsageError, match="two items"),
+        ResumableBatch(path, iter(["a", "b", "a", "c"]), retry=lambda _failure: 5.0) as batch,
+    ):
+        batch.run(work)
+
+    assert calls.count("a") == 1
+
+
+@pytest.mark.parametrize("rewrite", ["compact", "failed sync"])
+def test_a_file_that_is_rewritten_during_a_run_does_not_change_what_is_done(path, files, rewrite):
+    """Records of earlier runs move within the file, and are not taken for those of this one."""
+    Checkpoint.adopt(path, [{"id": f"old{number}"} for number in range(300)], key="id")
+    items = ["new0", "new1", *(f"old{number}" for number in range(300))]
+    checkpoint = Checkpoint(path)
+
+    def work(item):
+        if item == "new1" and rewrite == "compact":
+            checkpoint.compact()
+        elif item == "new1":
+            files.on["sync"] = files.failing(errno.EIO)
+
+    with ResumableBatch(checkpoint, iter(items)) as batch:
+        summary = batch.run(work)
+
+    assert (summary.ok, summary.done_before, batch.exit_code) == (2, 300, 0)
+
+
+def test_a_limit_beyond_all_calendars_parks(path):
+    """It is a limit, however far away its end is said to be."""
+
+    def work(_item):
+        raise RateLimited(Limit.after(1e12))
+
+    with ResumableBatch(path, ["a"]) as batch:
+        batch.run(work)
+
+    assert (batch.exit_code, batch.summary.stopped_by) == (2, "limit")
+
+
+def test_an_id_of_two_surrogates_is_the_character_that_they_make(path):
+    """As it is read from the file; else it would run at every start."""
+    ids = ["\ud83d\ude00", "\ud83d", "é"]
+    for _ in range(2):
+        with ResumableBatch(path, ids) as batch:
+            batch.run(lambda _item: None)
+
+    assert (batch.summary.done_before, batch.exit_code) == (3, 0)

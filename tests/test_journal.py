@@ -848,3 +848,34 @@ def test_closing_when_the_disk_fails_frees_the_lock(path, files):
     checkpoint.close()
     with Checkpoint(path) as again:
         assert len(again) == 3
+
+
+@pytest.mark.parametrize("fsync", [False, 60.0])
+@pytest.mark.parametrize("end", ["flush", "close"])
+def test_a_file_that_was_deleted_is_noticed_when_it_is_synced(path, fsync, end):
+    """Few saves without a sync may go into a file without a name; none is called synced."""
+    checkpoint = Checkpoint(path, fsync=fsync)
+    checkpoint.save("a", 1)
+    path.unlink()
+    checkpoint.save("b", 1)
+    with pytest.raises(CheckpointDamaged, match="deleted or replaced"):
+        getattr(checkpoint, end)()
+    checkpoint.close()
+
+
+def test_a_handler_that_saves_while_the_file_is_closed_is_refused(path, files):
+    """It is told so; to wait for the closing would be to wait for itself."""
+    checkpoint = Checkpoint(path)
+    checkpoint.save("a", 1)
+    refused = []
+
+    def save(_fd):
+        files.on.clear()
+        with pytest.raises(UsageError) as caught:
+            checkpoint.save("b", 1)
+        refused.append(caught.value)
+
+    files.on["close"] = save
+    checkpoint.close()
+
+    assert refused

@@ -17,6 +17,7 @@ from lockstitch._scheduler import (
     Stop,
     Verdict,
     Wait,
+    lane_of,
 )
 
 
@@ -380,3 +381,15 @@ def test_a_death_after_a_stop_request_is_not_a_crash():
 
     assert driver.scheduler.died(entry, 0.0) is Verdict.LEAVE
     assert (entry.crashes, driver.decide()) == (2, Stop("signal"))
+
+
+def test_a_retry_that_is_due_while_its_worker_is_busy_waits_for_it():
+    """With nothing else to do, the worker is waited for, and not a time in the past."""
+    first, second = [id for id in map(str, range(50)) if lane_of(id, 2) == 0][:2]
+    driver = Driver([first, second], slots=2, affinity=True, retry=lambda _failure: 1.0)
+    failing = driver.run()
+    driver.scheduler.failed(failing, failure(), 0.0)
+    assert driver.run().id == second
+    driver.now = 2.0
+
+    assert driver.decide() == Wait(None, "busy")

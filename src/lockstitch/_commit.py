@@ -287,7 +287,7 @@ class Committer(Generic[F]):
                 self._take_group(math.inf)
                 self._fail(error)
                 return []
-        if self._group or len(queue) != 1:
+        if self._group or len(queue) != 1 or queue[0].seq != _NEVER:
             group = self._take_group()
         else:  # as in `_take_group`
             group = self._group = [queue[0]]
@@ -419,6 +419,7 @@ class Committer(Generic[F]):
         raise self.refusal()
 
     def _sync(self) -> None:
+        self.check_unchanged()  # a file that has lost its name would be synced to no avail
         _, n, done = self.state
         if self.proven == n:
             return
@@ -448,7 +449,7 @@ class Committer(Generic[F]):
                 self._timer = None
                 if self.fd >= 0 and not (self.poison or self.midway or self.forked):
                     self._sync()
-            except DurabilityUnknown as error:
+            except (DurabilityUnknown, CheckpointDamaged) as error:
                 # Nobody waits here; the next save raises, because the file is given up.
                 logger.error("%s", error)  # noqa: TRY400 - the message says it all
             finally:
@@ -464,7 +465,8 @@ class Committer(Generic[F]):
         except (OSError, CheckpointDamaged) as again:
             self.give_up(f"a sync failed ({error}), and so did writing a copy ({again})", error)
         self.state = (*self.state[:2], done)
-        self._group = []  # their offsets are those of the old file
+        # Of those that are done, the offsets are those of the old file.
+        self._group = [each for each in self._group if not self._finished(each)]
         self.midway = ""
         logger.warning(
             "%s: a sync failed (%s); a complete copy was written and is used", self._path, error

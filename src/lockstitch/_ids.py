@@ -40,6 +40,9 @@ def as_id(value: object) -> str:
             f"an id is a text, a whole number or a path, not {type(value).__name__} "
             f"{_short(value)}; pass key= to say what names an item"
         )
+    if not id.isascii():
+        # Two surrogates that make one character are that character when they are read again.
+        id = id.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     if not id or len(id) > _LONGEST:
         what = "empty" if not id else f"{len(id)} characters long (the limit is {_LONGEST})"
         raise UsageError(f"an id is {what}; pass key= to say what names an item")

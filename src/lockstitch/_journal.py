@@ -422,10 +422,15 @@ class Journal(Generic[F]):
         try:
             # Under the mutex: a thread that is just saving must not find its file closed, and
             # the number of it given to another file.
+            me = commit.this_thread()
             with commit.mutex:
-                fd = commit.release()
-                if fd >= 0:
-                    self._files.close(fd)
+                commit.owner = me
+                try:
+                    fd = commit.release()
+                    if fd >= 0:
+                        self._files.close(fd)
+                finally:
+                    commit.owner = None
         finally:
             self._held = False
             self._lock.release()

@@ -17,7 +17,7 @@ from typing import Any, Final
 import attrs
 
 from ._frames import seal, unseal
-from ._model import ErrorInfo
+from ._model import ErrorInfo, to_instant
 
 #: The version this library writes, and the newest that it reads.
 FORMAT: Final = 1
@@ -276,7 +276,7 @@ def is_duration(value: object) -> bool:
 
 def iso(seconds: float) -> str:
     """Return an instant as the file spells it: UTC, milliseconds, `Z`."""
-    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    text = to_instant(seconds).isoformat(timespec="milliseconds")
 
     return text.removesuffix("+00:00") + "Z"
 

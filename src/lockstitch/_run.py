@@ -47,8 +47,6 @@ class Run:
     consecutive: int = attrs.field(init=False, default=0)
     #: Handed out, and neither saved nor given back.
     unsaved: dict[str, Entry] = attrs.field(init=False, factory=dict)
-    #: Where the records of this run begin, in bytes.
-    since: int = attrs.field(init=False)
     #: The stops that this run has raised; its `with` catches these and no others.
     raised: list[BatchStopped] = attrs.field(init=False, factory=list)
     #: The latest of them, while nothing has been finished since.
@@ -62,7 +60,6 @@ class Run:
 
     def __attrs_post_init__(self) -> None:
         self.started = self.clock.now()
-        self.since = self.store.journal.size
         self.in_doubt = frozenset(self.store.ledger.in_doubt)
         self.suspects, self.crashes = self.store.ledger.after_death(boot_id())
 
@@ -165,8 +162,11 @@ class Run:
 
     def finished_here(self, id: str) -> bool:
         """Tell whether an item got its record in this run."""
+        ledger = self.store.ledger
+        # By the line that begins the run, and not by a place in the file: a compaction, or the
+        # copy after a failed sync, moves every record.
         try:
-            return self.store.ledger.offset(id) >= self.since
+            return self.number > 0 and ledger.offset(id) > ledger.runs[-1].offset
         except KeyError:
             return False
 

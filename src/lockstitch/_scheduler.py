@@ -129,6 +129,8 @@ class Scheduler:
 
     def __init__(self, rules: Rules, now: float, *, consecutive: int = 0) -> None:
         self.in_flight: dict[str, Entry] = {}
+        #: Ids that were drawn and have neither a record nor been given up here.
+        self.drawn_ids: set[str] = set()
         #: How many items may run at once.
         self.slots = 1
         #: An id is only handed to the worker that it belongs to.
@@ -213,6 +215,8 @@ class Scheduler:
         if self._held or not self._retries:
             return Wait(None, "busy") if self.in_flight else Stop(None)
         due = self._retries[0][0]
+        if due <= now:  # its worker is busy with another item
+            return Wait(None, "busy")
         if not self.in_flight:
             if due > self._deadline:
                 return self._stop_at(now, "time")
@@ -233,6 +237,7 @@ class Scheduler:
 
     def drawn(self, entry: Entry, now: float) -> None:
         """The input gave an item that is pending."""
+        self.drawn_ids.add(entry.id)
         if entry.due > now:
             heapq.heappush(self._retries, (entry.due, next(self._order), entry))
         else:
@@ -273,6 +278,7 @@ class Scheduler:
     def finished(self, entry: Entry, *, ok: bool = True) -> None:
         """The item has a record."""
         del self.in_flight[entry.id]
+        self.drawn_ids.discard(entry.id)
         self.consecutive = 0 if ok else self.consecutive + 1
         self._waiting_since = None
         self._unknown_wait = self._shortest_wait = 0.0
@@ -332,6 +338,7 @@ class Scheduler:
     def returned(self, entry: Entry) -> None:
         """The item was left without an answer; it stays pending and is not tried again here."""
         self.in_flight.pop(entry.id, None)
+        self.drawn_ids.discard(entry.id)
 
     def stop(self, reason: StopReason) -> None:
         """Hand nothing more out. The first reason counts, but a signal overrules any."""

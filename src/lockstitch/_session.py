@@ -219,7 +219,7 @@ class Session(Generic[T]):
         for item in self.input.rest():
             id = self.input.id_of(item)
             if not self._is_done(id):
-                if id in scheduler.in_flight or id in run.unsaved:
+                if id in scheduler.drawn_ids or id in run.unsaved:
                     raise twice(id)
                 self._admit(id, item, again=id in run.store.ledger.index)
                 return
@@ -237,7 +237,7 @@ class Session(Generic[T]):
         status = ledger.status(id)
         if status is None:
             return False
-        if ledger.offset(id) >= run.since:
+        if run.number and run.finished_here(id):
             raise twice(id)
         if self.redo is not None and self.redo(id):
             return False
