@@ -5,7 +5,6 @@ import os
 import tempfile
 from typing import Any
 
-import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
@@ -24,14 +23,6 @@ def _leave_scratch_folder(namespace: dict[str, Any]) -> None:
     scratch = namespace["__scratch__"]
     namespace.clear()  # what a block left open is closed before its folder goes
     scratch.cleanup()
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the blocks of a page in one process: each goes on where the one before it ended."""
-    for item in items:
-        if item.path.suffix == ".md":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 pytest_collect_file = Sybil(

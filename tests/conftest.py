@@ -52,17 +52,6 @@ def _runs_on_an_engine(request):
     return parameters is not None and bool(getattr(parameters.params.get("driver"), "engine", None))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items):
-    """Run the tests of an engine in one process: a cluster takes seconds to start."""
-    for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        driver = parameters.get("driver")
-        engine = parameters.get("engine") or (getattr(driver, "engine", None) and driver.name)
-        if engine:
-            item.add_marker(pytest.mark.xdist_group(str(engine)))
-
-
 def pytest_make_parametrize_id(val):
     """Name a parameter by its text, without the address that differs in every process."""
     if isinstance(val, str):
