@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import attrs
 import pytest
 
-from lockstitch import current_attempt, resumable
+from lockstitch import Limit, RateLimited, SerializationFailed, current_attempt, resumable
 from lockstitch._attempt import _CURRENT
 
 HERE = str(Path(__file__).parent)
@@ -287,10 +288,27 @@ def leave(item):
     raise SystemExit(5)
 
 
+class Unfit(SerializationFailed):
+    """One whose constructor does not take what that of its base takes."""
+
+    def __init__(self):
+        Exception.__init__(self, "only one")
+
+
+class Unspeakable(BaseException):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+def raise_named(name):
+    """Raise what is hard to carry."""
+    if name == "far":
+        raise RateLimited(Limit(datetime.max.replace(tzinfo=UTC)))
+    raise {"Unfit": Unfit, "Unspeakable": Unspeakable}[name]()
+
+
 def limited_at_three(item):
     """Say "limited" at item 3, the first time only."""
-    from lockstitch import Limit, RateLimited
-
     flag = Path(item["folder"], "limited")
     if item["id"] == "3" and not flag.exists():
         flag.touch()

@@ -8,8 +8,15 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 
 import engine_lab
 import orjson
@@ -20,6 +27,7 @@ from lockstitch import (
     Backoff,
     Checkpoint,
     JSONSerializer,
+    LockstitchError,
     ResumableBatch,
     SerializationFailed,
     UsageError,
@@ -171,6 +179,74 @@ def test_an_exit_inside_an_item_ends_the_program(path, pool):
         run(path, engine_lab.leave, range(9), pool)
 
     assert (caught.value.code, statuses(path)) == (5, {})
+
+
+# What must not hang
+
+
+@pytest.mark.parametrize("name", ["Unfit", "Unspeakable"])
+def test_what_cannot_be_made_anew_ends_the_batch_by_its_name(path, name):
+    """An exception with a constructor, or a text, that breaks is told of all the same."""
+    with pytest.raises(LockstitchError, match=name):
+        run(path, engine_lab.raise_named, [name])
+
+    assert statuses(path) == {}
+
+
+def test_a_limit_at_the_end_of_time_parks(path):
+    """It is rounded past the last year on its way, and is a limit still."""
+    with ResumableBatch(path, ["far"]) as batch:
+        batch.run(engine_lab.raise_named, executor=ThreadPoolExecutor)
+
+    assert batch.summary.stopped_by == "limit"
+
+
+class Odd(Executor):
+    """Answers every call with what it was told to answer."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def submit(self, fn, /, *args):
+        return self.answer
+
+
+def done(result):
+    future = Future()
+    future.set_result(result)
+    return future
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "no future"),
+        (done(None), "answered None"),
+        (done([]), r"answered \[\]"),
+    ],
+)
+@pytest.mark.parametrize("fsync", [True, False])
+def test_an_engine_that_answers_nonsense_stops_the_batch(path, answer, message, fsync):
+    """What goes wrong where the engine calls back is raised by the loop."""
+    with pytest.raises(UsageError, match=message):
+        run(Checkpoint(path, fsync=fsync), double, range(3), Odd(answer))
+
+    assert statuses(path) == {}
+
+
+def test_where_no_thread_can_be_started_results_are_stored_all_the_same(path, monkeypatch):
+    """The thread that brings them stores them, and each is stored once."""
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name.startswith("lockstitch-save"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    summary = run(Checkpoint(path), double, range(9), ThreadPoolExecutor)
+
+    assert (summary.ok, len(lines(path, "id"))) == (9, 9)
 
 
 # The input

@@ -63,7 +63,9 @@ def is_death(error: BaseException) -> bool:
 
 def is_about_pickling(error: BaseException) -> bool:
     """Tell whether something could not be sent; each engine has its own classes for that."""
-    return any(word in str(error).lower() for word in ("pickl", "serializ"))
+    message = ErrorInfo.from_exception(error).message.lower()
+
+    return any(word in message for word in ("pickl", "serializ"))
 
 
 def sendable(fn: Callable[[Any], Any], executor: Executor) -> Callable[[Any], Any]:
