@@ -20,7 +20,14 @@ from types import SimpleNamespace
 import attrs
 import pytest
 
-from lockstitch import Limit, RateLimited, SerializationFailed, current_attempt, resumable
+from lockstitch import (
+    JSONSerializer,
+    Limit,
+    RateLimited,
+    SerializationFailed,
+    current_attempt,
+    resumable,
+)
 from lockstitch._attempt import _CURRENT
 
 HERE = str(Path(__file__).parent)
@@ -273,6 +280,10 @@ def use_checkpoint(what):
     return getattr(attempt, what)(1)
 
 
+def nothing(_item):
+    return []
+
+
 def unstorable(item):
     return (lambda: item) if item == 3 else item
 
@@ -323,6 +334,22 @@ def wait_for_file(item):
     while not Path(folder, "go").exists():
         time.sleep(0.005)
     return number
+
+
+class Scaled(JSONSerializer):
+    """Has state of its own, which a worker needs."""
+
+    name = "scaled"
+
+    def __init__(self, scale=1):
+        super().__init__()
+        self.scale = scale
+
+    def dumps(self, value):
+        return super().dumps(value * self.scale)
+
+    def loads(self, data):
+        return super().loads(data) // self.scale
 
 
 @attrs.frozen

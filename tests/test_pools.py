@@ -1,6 +1,7 @@
 """What is special to workers in other processes: what travels, what dies, what is refused."""
 
 import asyncio
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ from engine_lab import WORKERS, Point, decorated, double, fatal
 
 from lockstitch import (
     Backoff,
+    BatchStopped,
     Checkpoint,
     JSONSerializer,
     LockstitchError,
@@ -32,6 +34,7 @@ from lockstitch import (
     SerializationFailed,
     UsageError,
 )
+from lockstitch._worker import probe
 from lockstitch.testing import fake_clock
 
 PATIENCE = 30
@@ -153,6 +156,43 @@ def test_results_come_back_as_what_they_were(path, serializer, result_type):
     run(checkpoint, engine_lab.point, range(5))
 
     assert [checkpoint[str(each)].result for each in range(5)] == [Point(x) for x in range(5)]
+
+
+def test_a_serializer_with_state_keeps_it(path):
+    """One that cannot go to a worker whole does not go there: the results travel pickled."""
+    checkpoint = Checkpoint(path, fsync=False, serializer=engine_lab.Scaled(100))
+    run(checkpoint, double, [1])
+
+    assert checkpoint["1"].result == 2
+
+
+def test_a_result_type_that_does_not_travel_is_not_the_functions_fault(path):
+    """A local class stays with the coordinator, and the results travel pickled."""
+
+    class Local(int):
+        pass
+
+    run(Checkpoint(path, fsync=False, result_type=list[Local]), engine_lab.nothing, [1])
+
+    assert Checkpoint(path, read_only=True)["1"].result == []
+
+
+def test_a_stop_while_a_worker_is_awaited_sends_nothing(path):
+    """What was to be sent is pending, and not in front of workers that may never come."""
+    sent = []
+
+    class Silent(Executor):
+        def submit(self, fn, /, *args):
+            sent.append(fn)
+            if len(sent) == 1:
+                raise BrokenExecutor
+            batch._session.stop("SIGINT")
+            return Future()
+
+    with ResumableBatch(path, range(3)) as batch, contextlib.suppress(BatchStopped):
+        batch.run(double, executor=Silent)
+
+    assert (sent[1:], batch.summary.unsaved) == ([probe], ())
 
 
 def test_what_was_computed_in_a_worker_is_stored_as_durably(path):

@@ -85,7 +85,10 @@ def portable(codec: Codec, executor: Executor) -> Codec | None:
     if isinstance(executor, ThreadPoolExecutor):
         return codec
     try:
+        # The engines with cloudpickle can send a local result_type, too; only they can.
+        by_name = type(executor).__module__.startswith("concurrent.futures")
         pickle.dumps(codec.serializer)
+        pickle.dumps(codec if by_name else None)
     except Exception:  # noqa: BLE001 - whatever a serializer of the user's own raises
         return None
 

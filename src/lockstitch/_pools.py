@@ -131,6 +131,10 @@ class Pool:
         )
         try:
             future = self._send(job)
+            if future is None:
+                for entry in entries:
+                    self._session.events.put((entry, Outcome(cancelled=True)))
+                return
             if not hasattr(future, "add_done_callback"):
                 raise UsageError(f"the executor's submit returned {future!r}, which is no future")
             self._futures.add(future)
@@ -138,10 +142,12 @@ class Pool:
         except Exception as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
             self._fail(entries, error, sent=False)
 
-    def _send(self, job: Job) -> Future[list[Envelope]]:
+    def _send(self, job: Job) -> Future[list[Envelope]] | None:
+        """Submit a job; None if a stop came while a worker was awaited for it."""
         if self._wounded:
             self._wounded = False
-            self._await_worker()
+            if not self._await_worker():
+                return None
             self._session.run.clock.wait(queue.SimpleQueue(), _PAUSE)
         try:
             return self._executor.submit(work, job)
@@ -150,12 +156,11 @@ class Pool:
                 raise
         self._executor.shutdown(wait=False)
         self._executor = made_by(self._make)
-        self._await_worker()
 
-        return self._executor.submit(work, job)
+        return self._executor.submit(work, job) if self._await_worker() else None
 
-    def _await_worker(self) -> None:
-        """Wait until a worker has loaded the function, or a stop is asked for.
+    def _await_worker(self) -> bool:
+        """Wait until a worker has loaded the function; False if a stop is asked for before.
 
         A pool that dies of its own start, or of loading the function, dies with every item, and all
         of them would be set aside, one after the other.
@@ -164,7 +169,8 @@ class Pool:
         future = self._executor.submit(probe, self._fn, self._codec)
         while self._session.scheduler.stop_reason is None:
             try:
-                return future.result(timeout=_PATIENCE)
+                future.result(timeout=_PATIENCE)
+                return True
             except TimeoutError:
                 continue
             except Exception as error:
@@ -179,7 +185,7 @@ class Pool:
                         "able to import the function"
                     ) from error
                 future = self._executor.submit(probe, self._fn, self._codec)
-        return None
+        return False
 
     # Back
 
