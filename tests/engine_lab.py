@@ -315,7 +315,7 @@ def raise_named(name):
     """Raise what is hard to carry."""
     if name == "far":
         raise RateLimited(Limit(datetime.max.replace(tzinfo=UTC)))
-    raise {"Unfit": Unfit, "Unspeakable": Unspeakable}[name]()
+    raise {"Unfit": Unfit, "Unspeakable": Unspeakable}[name]
 
 
 def limited_at_three(item):

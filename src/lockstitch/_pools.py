@@ -135,12 +135,15 @@ class Pool:
                 for entry in entries:
                     self._session.events.put((entry, Outcome(cancelled=True)))
                 return
-            if not hasattr(future, "add_done_callback"):
-                raise UsageError(f"the executor's submit returned {future!r}, which is no future")
-            self._futures.add(future)
-            future.add_done_callback(lambda future: self._done(entries, future))
+            self._watch(future, entries)
         except Exception as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
             self._fail(entries, error, sent=False)
+
+    def _watch(self, future: Future[list[Envelope]], entries: list[Entry]) -> None:
+        if not hasattr(future, "add_done_callback"):
+            raise UsageError(f"the executor's submit returned {future!r}, which is no future")
+        self._futures.add(future)
+        future.add_done_callback(lambda future: self._done(entries, future))
 
     def _send(self, job: Job) -> Future[list[Envelope]] | None:
         """Submit a job; None if a stop came while a worker was awaited for it."""
@@ -170,7 +173,6 @@ class Pool:
         while self._session.scheduler.stop_reason is None:
             try:
                 future.result(timeout=_PATIENCE)
-                return True
             except TimeoutError:
                 continue
             except Exception as error:
@@ -185,6 +187,8 @@ class Pool:
                         "able to import the function"
                     ) from error
                 future = self._executor.submit(probe, self._fn, self._codec)
+            else:
+                return True
         return False
 
     # Back
@@ -213,12 +217,7 @@ class Pool:
         if not untaken.acquire(blocking=False):
             return
         try:
-            envelopes = future.result()
-            if not isinstance(envelopes, list) or len(envelopes) != len(entries):
-                raise UsageError(
-                    f"the executor answered {envelopes!r:.60}, which is not what the function it "
-                    "was given returns"
-                )
+            envelopes = _answer(future.result(), len(entries))
         except BaseException as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
             self._fail(entries, error, sent=True)
             return
@@ -294,3 +293,13 @@ class Pool:
             self._executor.shutdown(wait=wait)
         if self._savers is not None:
             self._savers.shutdown(wait=wait)
+
+
+def _answer(given: object, count: int) -> list[Envelope]:
+    if not isinstance(given, list) or len(given) != count:
+        raise UsageError(
+            f"the executor answered {given!r:.60}, which is not what the function it was given "
+            "returns"
+        )
+
+    return given
