@@ -40,7 +40,7 @@ def _pack_fatal(fatal: BaseException | None) -> list[Any]:
     for kind in _KEPT:
         if isinstance(fatal, kind):
             with contextlib.suppress(Exception):
-                args = [_plain(each) for each in fatal.args]
+                args: list[Any] = [_plain(each) for each in fatal.args]
                 kind(*args)
                 return [kind.__name__, args]
     message = ErrorInfo.from_exception(cast("BaseException", fatal)).message

@@ -135,15 +135,10 @@ class Pool:
                 for entry in entries:
                     self._session.events.put((entry, Outcome(cancelled=True)))
                 return
-            self._watch(future, entries)
+            self._futures.add(future)
+            future.add_done_callback(lambda future: self._done(entries, future))
         except Exception as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
             self._fail(entries, error, sent=False)
-
-    def _watch(self, future: Future[list[Envelope]], entries: list[Entry]) -> None:
-        if not hasattr(future, "add_done_callback"):
-            raise UsageError(f"the executor's submit returned {future!r}, which is no future")
-        self._futures.add(future)
-        future.add_done_callback(lambda future: self._done(entries, future))
 
     def _send(self, job: Job) -> Future[list[Envelope]] | None:
         """Submit a job; None if a stop came while a worker was awaited for it."""
@@ -153,14 +148,21 @@ class Pool:
                 return None
             self._session.run.clock.wait(queue.SimpleQueue(), _PAUSE)
         try:
-            return self._executor.submit(work, job)
+            return self._submit(job)
         except BrokenExecutor:
             if self._make is None:
                 raise
         self._executor.shutdown(wait=False)
         self._executor = made_by(self._make)
 
-        return self._executor.submit(work, job) if self._await_worker() else None
+        return self._submit(job) if self._await_worker() else None
+
+    def _submit(self, job: Job) -> Future[list[Envelope]]:
+        future = self._executor.submit(work, job)
+        if not hasattr(future, "add_done_callback"):
+            raise UsageError(f"the executor's submit returned {future!r}, which is no future")
+
+        return future
 
     def _await_worker(self) -> bool:
         """Wait until a worker has loaded the function; False if a stop is asked for before.
