@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,14 @@ from types import SimpleNamespace
 import attrs
 import pytest
 
-from lockstitch import current_attempt, resumable
+from lockstitch import (
+    JSONSerializer,
+    Limit,
+    RateLimited,
+    SerializationFailed,
+    current_attempt,
+    resumable,
+)
 from lockstitch._attempt import _CURRENT
 
 HERE = str(Path(__file__).parent)
@@ -272,6 +280,10 @@ def use_checkpoint(what):
     return getattr(attempt, what)(1)
 
 
+def nothing(_item):
+    return []
+
+
 def unstorable(item):
     return (lambda: item) if item == 3 else item
 
@@ -287,10 +299,27 @@ def leave(item):
     raise SystemExit(5)
 
 
+class Unfit(SerializationFailed):
+    """One whose constructor does not take what that of its base takes."""
+
+    def __init__(self):
+        Exception.__init__(self, "only one")
+
+
+class Unspeakable(BaseException):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+def raise_named(name):
+    """Raise what is hard to carry."""
+    if name == "far":
+        raise RateLimited(Limit(datetime.max.replace(tzinfo=UTC)))
+    raise {"Unfit": Unfit, "Unspeakable": Unspeakable}[name]
+
+
 def limited_at_three(item):
     """Say "limited" at item 3, the first time only."""
-    from lockstitch import Limit, RateLimited
-
     flag = Path(item["folder"], "limited")
     if item["id"] == "3" and not flag.exists():
         flag.touch()
@@ -305,6 +334,22 @@ def wait_for_file(item):
     while not Path(folder, "go").exists():
         time.sleep(0.005)
     return number
+
+
+class Scaled(JSONSerializer):
+    """Has state of its own, which a worker needs."""
+
+    name = "scaled"
+
+    def __init__(self, scale=1):
+        super().__init__()
+        self.scale = scale
+
+    def dumps(self, value):
+        return super().dumps(value * self.scale)
+
+    def loads(self, data):
+        return super().loads(data) // self.scale
 
 
 @attrs.frozen

@@ -1,6 +1,7 @@
 """What is special to workers in other processes: what travels, what dies, what is refused."""
 
 import asyncio
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -8,8 +9,15 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 
 import engine_lab
 import orjson
@@ -18,12 +26,15 @@ from engine_lab import WORKERS, Point, decorated, double, fatal
 
 from lockstitch import (
     Backoff,
+    BatchStopped,
     Checkpoint,
     JSONSerializer,
+    LockstitchError,
     ResumableBatch,
     SerializationFailed,
     UsageError,
 )
+from lockstitch._worker import probe
 from lockstitch.testing import fake_clock
 
 PATIENCE = 30
@@ -147,6 +158,43 @@ def test_results_come_back_as_what_they_were(path, serializer, result_type):
     assert [checkpoint[str(each)].result for each in range(5)] == [Point(x) for x in range(5)]
 
 
+def test_a_serializer_with_state_keeps_it(path):
+    """One that cannot go to a worker whole does not go there: the results travel pickled."""
+    checkpoint = Checkpoint(path, fsync=False, serializer=engine_lab.Scaled(100))
+    run(checkpoint, double, [1])
+
+    assert checkpoint["1"].result == 2
+
+
+def test_a_result_type_that_does_not_travel_is_not_the_functions_fault(path):
+    """A local class stays with the coordinator, and the results travel pickled."""
+
+    class Local(int):
+        pass
+
+    run(Checkpoint(path, fsync=False, result_type=list[Local]), engine_lab.nothing, [1])
+
+    assert Checkpoint(path, read_only=True)["1"].result == []
+
+
+def test_a_stop_while_a_worker_is_awaited_sends_nothing(path):
+    """What was to be sent is pending, and not in front of workers that may never come."""
+    sent = []
+
+    class Silent(Executor):
+        def submit(self, fn, /, *args):
+            sent.append(fn)
+            if len(sent) == 1:
+                raise BrokenExecutor
+            batch._session.stop("SIGINT")
+            return Future()
+
+    with ResumableBatch(path, range(3)) as batch, contextlib.suppress(BatchStopped):
+        batch.run(double, executor=Silent)
+
+    assert (sent[1:], batch.summary.unsaved) == ([probe], ())
+
+
 def test_what_was_computed_in_a_worker_is_stored_as_durably(path):
     """With fsync=True, too, every record is there, and the seconds are the worker's."""
     checkpoint = Checkpoint(path)
@@ -171,6 +219,74 @@ def test_an_exit_inside_an_item_ends_the_program(path, pool):
         run(path, engine_lab.leave, range(9), pool)
 
     assert (caught.value.code, statuses(path)) == (5, {})
+
+
+# What must not hang
+
+
+@pytest.mark.parametrize("name", ["Unfit", "Unspeakable"])
+def test_what_cannot_be_made_anew_ends_the_batch_by_its_name(path, name):
+    """An exception with a constructor, or a text, that breaks is told of all the same."""
+    with pytest.raises(LockstitchError, match=name):
+        run(path, engine_lab.raise_named, [name])
+
+    assert statuses(path) == {}
+
+
+def test_a_limit_at_the_end_of_time_parks(path):
+    """It is rounded past the last year on its way, and is a limit still."""
+    with ResumableBatch(path, ["far"]) as batch:
+        batch.run(engine_lab.raise_named, executor=ThreadPoolExecutor)
+
+    assert batch.summary.stopped_by == "limit"
+
+
+class Odd(Executor):
+    """Answers every call with what it was told to answer."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def submit(self, fn, /, *args):
+        return self.answer
+
+
+def done(result):
+    future = Future()
+    future.set_result(result)
+    return future
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "no future"),
+        (done(None), "answered None"),
+        (done([]), r"answered \[\]"),
+    ],
+)
+@pytest.mark.parametrize("fsync", [True, False])
+def test_an_engine_that_answers_nonsense_stops_the_batch(path, answer, message, fsync):
+    """What goes wrong where the engine calls back is raised by the loop."""
+    with pytest.raises(UsageError, match=message):
+        run(Checkpoint(path, fsync=fsync), double, range(3), Odd(answer))
+
+    assert statuses(path) == {}
+
+
+def test_where_no_thread_can_be_started_results_are_stored_all_the_same(path, monkeypatch):
+    """The thread that brings them stores them, and each is stored once."""
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name.startswith("lockstitch-save"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    summary = run(Checkpoint(path), double, range(9), ThreadPoolExecutor)
+
+    assert (summary.ok, len(lines(path, "id"))) == (9, 9)
 
 
 # The input

@@ -63,7 +63,9 @@ def is_death(error: BaseException) -> bool:
 
 def is_about_pickling(error: BaseException) -> bool:
     """Tell whether something could not be sent; each engine has its own classes for that."""
-    return any(word in str(error).lower() for word in ("pickl", "serializ"))
+    message = ErrorInfo.from_exception(error).message.lower()
+
+    return any(word in message for word in ("pickl", "serializ"))
 
 
 def sendable(fn: Callable[[Any], Any], executor: Executor) -> Callable[[Any], Any]:
@@ -83,7 +85,10 @@ def portable(codec: Codec, executor: Executor) -> Codec | None:
     if isinstance(executor, ThreadPoolExecutor):
         return codec
     try:
+        # The engines with cloudpickle can send a local result_type, too; only they can.
+        by_name = type(executor).__module__.startswith("concurrent.futures")
         pickle.dumps(codec.serializer)
+        pickle.dumps(codec if by_name else None)
     except Exception:  # noqa: BLE001 - whatever a serializer of the user's own raises
         return None
 

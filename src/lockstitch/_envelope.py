@@ -6,16 +6,17 @@ it may not fit: several SDKs have such, and one of them breaks a whole process p
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+import contextlib
+from typing import Any, cast
 
 from ._attempt import Outcome
 from ._errors import LockstitchError, SerializationFailed, UsageError
-from ._model import ErrorInfo, Limit
+from ._model import ErrorInfo, Limit, to_instant
 
 Envelope = dict[str, Any]
 
-#: What ends a batch and keeps its class on the way; the constructors take their own `args`.
+#: What ends a batch and keeps its class on the way; the constructors take their own `args`, and
+#: maybe not those of a subclass.
 _KEPT = (SerializationFailed, UsageError, SystemExit)
 
 
@@ -38,9 +39,13 @@ def pack(outcome: Outcome, worker: str) -> Envelope:
 def _pack_fatal(fatal: BaseException | None) -> list[Any]:
     for kind in _KEPT:
         if isinstance(fatal, kind):
-            return [kind.__name__, [_plain(each) for each in fatal.args]]
+            with contextlib.suppress(Exception):
+                args: list[Any] = [_plain(each) for each in fatal.args]
+                kind(*args)
+                return [kind.__name__, args]
+    message = ErrorInfo.from_exception(cast("BaseException", fatal)).message
 
-    return [LockstitchError.__name__, [f"{type(fatal).__name__}: {fatal}"]]
+    return [LockstitchError.__name__, [f"{type(fatal).__name__}: {message}"]]
 
 
 def _plain(value: object) -> int | str | None:
@@ -52,7 +57,7 @@ def unpack(envelope: Envelope) -> Outcome:
     seconds = envelope["seconds"]
     if "limit" in envelope:
         until, after, reason, scope = envelope["limit"]
-        resume_at = None if until is None else datetime.fromtimestamp(until, UTC)
+        resume_at = None if until is None else to_instant(until)
         return Outcome(
             limit=Limit(resume_at, reason=reason, scope=scope, seconds=after), seconds=seconds
         )

@@ -8,10 +8,12 @@ worker has died, or the engine could not do its work at all.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import pickle
 import queue
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -21,6 +23,7 @@ from ._attempt import Attempt, Outcome
 from ._engine import Pooled, is_about_pickling, is_death, made_by, portable, sendable, size_of
 from ._envelope import Envelope, unpack
 from ._errors import UsageError
+from ._model import ErrorInfo
 from ._scheduler import Entry
 from ._serializers import Encoded
 from ._session import Session
@@ -128,30 +131,41 @@ class Pool:
         )
         try:
             future = self._send(job)
+            if future is None:
+                for entry in entries:
+                    self._session.events.put((entry, Outcome(cancelled=True)))
+                return
+            self._futures.add(future)
+            future.add_done_callback(lambda future: self._done(entries, future))
         except Exception as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
             self._fail(entries, error, sent=False)
-            return
-        self._futures.add(future)
-        future.add_done_callback(lambda future: self._done(entries, future))
 
-    def _send(self, job: Job) -> Future[list[Envelope]]:
+    def _send(self, job: Job) -> Future[list[Envelope]] | None:
+        """Submit a job; None if a stop came while a worker was awaited for it."""
         if self._wounded:
             self._wounded = False
-            self._await_worker()
+            if not self._await_worker():
+                return None
             self._session.run.clock.wait(queue.SimpleQueue(), _PAUSE)
         try:
-            return self._executor.submit(work, job)
+            return self._submit(job)
         except BrokenExecutor:
             if self._make is None:
                 raise
         self._executor.shutdown(wait=False)
         self._executor = made_by(self._make)
-        self._await_worker()
 
-        return self._executor.submit(work, job)
+        return self._submit(job) if self._await_worker() else None
 
-    def _await_worker(self) -> None:
-        """Wait until a worker has loaded the function, or a stop is asked for.
+    def _submit(self, job: Job) -> Future[list[Envelope]]:
+        future = self._executor.submit(work, job)
+        if not hasattr(future, "add_done_callback"):
+            raise UsageError(f"the executor's submit returned {future!r}, which is no future")
+
+        return future
+
+    def _await_worker(self) -> bool:
+        """Wait until a worker has loaded the function; False if a stop is asked for before.
 
         A pool that dies of its own start, or of loading the function, dies with every item, and all
         of them would be set aside, one after the other.
@@ -160,7 +174,7 @@ class Pool:
         future = self._executor.submit(probe, self._fn, self._codec)
         while self._session.scheduler.stop_reason is None:
             try:
-                return future.result(timeout=_PATIENCE)
+                future.result(timeout=_PATIENCE)
             except TimeoutError:
                 continue
             except Exception as error:
@@ -175,7 +189,9 @@ class Pool:
                         "able to import the function"
                     ) from error
                 future = self._executor.submit(probe, self._fn, self._codec)
-        return None
+            else:
+                return True
+        return False
 
     # Back
 
@@ -184,14 +200,26 @@ class Pool:
         self._futures.discard(future)
         if self._closed:
             return
-        if self._savers is None:
-            self._take(entries, future)
-        else:
-            self._savers.submit(self._take, entries, future)
+        untaken = threading.Lock()
+        if self._savers is not None:
+            # Where no more threads can be started, it is taken in here. It then stays in the queue
+            # of the threads there are, too, and only the first one may answer.
+            with contextlib.suppress(RuntimeError):
+                self._savers.submit(self._take, entries, future, untaken)
+                return
+        self._take(entries, future, untaken)
 
-    def _take(self, entries: list[Entry], future: Future[list[Envelope]]) -> None:
+    def _take(
+        self, entries: list[Entry], future: Future[list[Envelope]], untaken: threading.Lock
+    ) -> None:
+        """Report every one of these items, whatever the engine has made of them; never raises.
+
+        An engine swallows what a callback raises, and the loop would wait for ever.
+        """
+        if not untaken.acquire(blocking=False):
+            return
         try:
-            envelopes = future.result()
+            envelopes = _answer(future.result(), len(entries))
         except BaseException as error:  # noqa: BLE001 - raised by the loop, once nothing is in flight
             self._fail(entries, error, sent=True)
             return
@@ -199,10 +227,10 @@ class Pool:
             self._session.events.put((entry, self._outcome(entry, envelope)))
 
     def _outcome(self, entry: Entry, envelope: Envelope) -> Outcome:
-        if not envelope.keys() & {"json", "pickle"}:
-            return unpack(envelope)
-        seconds = envelope["seconds"]
         try:
+            if not envelope.keys() & {"json", "pickle"}:
+                return unpack(envelope)
+            seconds = envelope["seconds"]
             result = (
                 Encoded(envelope["json"])
                 if "json" in envelope
@@ -230,22 +258,26 @@ class Pool:
     def _fatal(self, entry: Entry, error: BaseException) -> BaseException:
         if isinstance(error, UsageError):
             return error
+        message = ErrorInfo.from_exception(error).message
         if isinstance(error, BrokenExecutor):
             said = (
-                f"the executor broke ({error}); what it was at is pending. Pass a function that "
+                f"the executor broke ({message}); what it was at is pending. Pass a function that "
                 "makes one, executor=make_pool: then it is made anew, and the item that breaks it "
                 "is found and set aside"
             )
         elif isinstance(error, pickle.PicklingError) or is_about_pickling(error):
             said = (
-                f"{entry.id!r} could not be sent to a worker ({type(error).__name__}: {error}). "
+                f"{entry.id!r} could not be sent to a worker ({type(error).__name__}: {message}). "
                 "The function and its items must pickle: a function at the top level of a module, "
                 "and not a lambda or a nested one"
             )
         elif isinstance(error, RuntimeError):
-            said = f"the executor takes no work ({error}); has it been shut down?"
+            said = f"the executor takes no work ({message}); has it been shut down?"
         else:
-            error.add_note(f"lockstitch: the executor raised this for {entry.id!r}, now pending")
+            with contextlib.suppress(Exception):  # a frozen exception takes no notes
+                error.add_note(
+                    f"lockstitch: the executor raised this for {entry.id!r}, now pending"
+                )
             return error
         usage = UsageError(said)
         usage.__cause__ = error
@@ -263,3 +295,13 @@ class Pool:
             self._executor.shutdown(wait=wait)
         if self._savers is not None:
             self._savers.shutdown(wait=wait)
+
+
+def _answer(given: object, count: int) -> list[Envelope]:
+    if not isinstance(given, list) or len(given) != count:
+        raise UsageError(
+            f"the executor answered {given!r:.60}, which is not what the function it was given "
+            "returns"
+        )
+
+    return given

@@ -22,7 +22,7 @@ from json.encoder import c_make_encoder  # type: ignore[attr-defined] # not in t
 from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, cast, runtime_checkable
 from uuid import UUID
 
 import attrs
@@ -110,11 +110,13 @@ class JSONSerializer:
 
         return value if end == len(text) else json.loads(text)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
+        if type(self) is not JSONSerializer:
+            return super().__reduce_ex__(protocol)  # it may have state that nobody knows of here
         if not self._is_ours:
             raise TypeError("a converter of your own cannot go to another process")
 
-        return type(self), ()
+        return JSONSerializer, ()
 
 
 @attrs.frozen
