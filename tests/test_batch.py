@@ -725,3 +725,40 @@ def test_an_id_of_two_surrogates_is_the_character_that_they_make(path):
             batch.run(lambda _item: None)
 
     assert (batch.summary.done_before, batch.exit_code) == (3, 0)
+
+
+@pytest.mark.parametrize("drive", ["run", "map"])
+def test_a_batch_is_not_driven_within_its_own_loop(path, drive):
+    """The loop would wait for the driver, and the driver for the item that the loop is at."""
+    with ResumableBatch(path, ["ab"]) as batch:
+        for _ in batch:
+            with pytest.raises(UsageError, match="its own loop is at 'ab'"):
+                list(getattr(batch, drive)(lambda item: item) or ())
+
+
+def test_a_coroutine_function_is_refused_where_nobody_would_await_it(path):
+    """The message names the call that does."""
+
+    async def work(item):
+        return item
+
+    with ResumableBatch(path, ["a"]) as batch, pytest.raises(UsageError, match="arun"):
+        batch.run(work)
+
+
+def test_a_limit_that_is_none_stops_the_batch_and_is_no_items_error(path):
+    """`RateLimited(60)` is a slip in the program, and a limit is never booked as a failure."""
+
+    def work(_item):
+        raise RateLimited(60)
+
+    with pytest.raises(UsageError, match=r"Limit\.after"), ResumableBatch(path, ["a"]) as batch:
+        batch.run(work)
+
+    assert len(Checkpoint(path, read_only=True)) == 0
+
+
+def test_a_class_is_no_retry_policy(path):
+    """`retry=Backoff` is refused at once, and not at the first failure."""
+    with pytest.raises(UsageError, match=r"Backoff\(\)"):
+        ResumableBatch(path, ["a"], retry=Backoff)

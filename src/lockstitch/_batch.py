@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import (
@@ -482,6 +483,12 @@ class ResumableBatch(Generic[T]):
     ) -> Generator[str, None, None]:
         if not callable(fn):
             raise UsageError(f"run and map take a function of one item, not {fn!r}")
+        _refuse_inside_loop(session)
+        if executor is None and inspect.iscoroutinefunction(fn):
+            raise UsageError(
+                f"{fn!r} is a coroutine function, which run and map would not await; "
+                "use `await batch.arun(fn)`"
+            )
         count = None if concurrency is None else check_count(concurrency, "concurrency=")
         check_count(chunk, "chunk=")
         if executor is None:
@@ -553,6 +560,7 @@ class ResumableBatch(Generic[T]):
         count = check_count(concurrency, "concurrency=")
         if not callable(fn):
             raise UsageError(f"arun and amap take a coroutine function of one item, not {fn!r}")
+        _refuse_inside_loop(session)
         async with contextlib.aclosing(adrive(session, fn, count, tell=tell)) as driven:
             async for id in driven:
                 yield id
@@ -580,6 +588,15 @@ def _refuse_executor(executor: object) -> None:
         raise UsageError(
             "coroutines run in this event loop; an executor takes a plain function: "
             "batch.run(fn, executor=…)"
+        )
+
+
+def _refuse_inside_loop(session: Session[Any]) -> None:
+    """Refuse to drive a batch whose own loop is at an item: each would wait for the other."""
+    for id in session.scheduler.in_flight:
+        raise UsageError(
+            f"run and map drive the batch themselves, and its own loop is at {id!r}; "
+            "call them after the loop or instead of it"
         )
 
 

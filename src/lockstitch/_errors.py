@@ -185,6 +185,10 @@ class RateLimited(LockstitchError):
     """Raise it inside an item to say that it cannot run before `limit.resume_at`."""
 
     def __init__(self, limit: Limit) -> None:
+        if not hasattr(limit, "resume_at"):  # `Limit` itself lives above this module
+            raise UsageError(
+                f"RateLimited takes a Limit, such as Limit.after(seconds), not {limit!r}"
+            )
         super().__init__(limit)
         self.limit = limit
 

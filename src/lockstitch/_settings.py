@@ -44,7 +44,7 @@ def check_settings(
     Raises:
         UsageError: one is of the wrong type or out of range.
     """
-    if retry is not None and not callable(retry):
+    if retry is not None and (isinstance(retry, type) or not callable(retry)):
         raise UsageError(
             f"retry= takes a policy such as Backoff(), or a function of a Failure, not {retry!r}"
         )
