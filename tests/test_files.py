@@ -179,10 +179,10 @@ def test_the_cache_is_dropped_or_it_says_so(tmp_path):
     fd = files.open_append(path)
     files.sync(fd)
     before = read_from_disk()
-    if files.drop_cache(fd, 3_000_000):
+    if files.drop_cache(fd, 0, 3_000_000):
         assert files.read(fd, 3_000_000, 0) == b"x" * 3_000_000
         assert read_from_disk() - before >= 3_000_000
-    assert files.drop_cache(fd, 0) in (True, False)
+    assert files.drop_cache(fd, 0, 0) in (True, False)
     files.close(fd)
 
 

@@ -21,6 +21,7 @@ from lockstitch import (
     SerializationFailed,
     UsageError,
 )
+from lockstitch._frames import seal
 
 #: Ways in which a write can be refused.
 REFUSALS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
@@ -114,7 +115,7 @@ def test_a_failed_timed_sync_gives_the_handle_up_or_copies(path, files, caplog):
     files.on["sync"] = sync
     checkpoint.save("b", 2)
     assert reached.wait(30)
-    with checkpoint._store.journal._commit.mutex:
+    with checkpoint._store.journal._commit._mutex:
         pass  # the timer has done what it does
     with pytest.raises(DurabilityUnknown):
         checkpoint.save("c", 3)
@@ -583,6 +584,41 @@ def test_opening_syncs_and_drops_before_it_reads(path, files):
     assert trusted[:5] == ["open_append", "sync", "sync_directory", "drop_cache", "read"]
 
 
+def test_only_a_file_that_ends_in_order_is_read_from_memory(path, files):
+    """Its end comes from the disk, and says that all before it is there too."""
+    with Checkpoint(path) as checkpoint:
+        fill(checkpoint)
+    dropped = []
+    files.on["drop_cache"] = lambda fd, start, size: dropped.append(start) or True
+    with Checkpoint(path) as checkpoint:
+        checkpoint.save("large", "x" * 200_000)
+    assert dropped == [0]
+    with Checkpoint(path):
+        pass
+    size = path.stat().st_size
+    assert dropped[1:] == [(size - 65536) // 65536 * 65536]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b'{"end":')])
+    with Checkpoint(path):
+        pass
+    assert dropped[2:] == [(path.stat().st_size - 65536) // 65536 * 65536, 0]
+
+
+def test_an_end_that_follows_what_was_not_synced_proves_nothing(path, files):
+    """The whole file is read from the disk then."""
+    with Checkpoint(path, fsync=False) as checkpoint:
+        header = checkpoint._store.journal.header
+    # As no writer leaves it: an end whose records were not on the disk when it was written.
+    lines = [b'{"id":"a","status":"ok"}', b'{"end":0,"reason":"closed"}']
+    sealed = [seal(line, n, 0, header.salt) for n, line in enumerate(lines, start=1)]
+    path.write_bytes(header.line() + b"".join(sealed))
+    dropped = []
+    files.on["drop_cache"] = lambda fd, start, size: dropped.append(size) or True
+    with Checkpoint(path) as checkpoint:
+        assert "a" in checkpoint
+    assert len(dropped) == 2
+
+
 def test_the_cut_of_a_torn_tail_is_on_the_disk_before_anything_follows(path, files):
     """A power cut must not bring half a line back in front of a record."""
     with Checkpoint(path) as checkpoint:
@@ -734,13 +770,31 @@ def test_an_interrupt_between_sync_and_commit_is_harmless(path, files, monkeypat
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save("x", 1)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(
-                type(fold), "apply_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-            )
+            patch.setattr(type(fold), "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             checkpoint.save("y", 1)
         checkpoint.save("z", 1)
         assert {"x", "y", "z"} <= set(checkpoint)
     assert ids_in(path) == Counter(["i0", "i1", "i2", "x", "y", "z"])
+    assert Checkpoint.verify(path).ok
+
+
+def test_without_fsync_an_interrupted_save_is_made_good(path, files):
+    """It was not told that it is saved; the next save, or the end, writes it all the same."""
+    with Checkpoint(path, fsync=False) as checkpoint:
+        for name in ("x", "y"):
+
+            def interrupt(fd, data):
+                files.on.clear()
+                os.write(fd, data[:9])
+                raise KeyboardInterrupt
+
+            files.on["write"] = interrupt
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(name, 1)
+            if name == "x":
+                checkpoint.save("z", 1)
+                assert "x" in checkpoint
+    assert ids_in(path) == Counter(["x", "y", "z"])
     assert Checkpoint.verify(path).ok
 
 

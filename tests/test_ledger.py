@@ -42,7 +42,7 @@ def fold(payloads, *, twice=False):
     for n, body in enumerate(payloads, start=1):
         lines[offset] = seal(body, n, n - 1, 9)
         for _ in range(2 if twice else 1):
-            ledger.apply_all([(offset, lines[offset])])
+            ledger.apply(offset, lines[offset])
         offset += len(lines[offset])
     return ledger, lines
 
@@ -113,6 +113,25 @@ def test_a_line_applied_twice_changes_nothing(events):
 
     assert told(fold(payloads, twice=True)[0]) == told(fold(payloads)[0])
     assert fold(payloads, twice=True)[0].seconds == fold(payloads)[0].seconds
+
+
+@settings(max_examples=400)
+@given(st.lists(EVENTS, max_size=25), st.lists(st.integers(1, 8), max_size=25))
+def test_by_the_many_lines_say_what_they_say_one_by_one(events, sizes):
+    """However a file is cut into blocks, opening it finds what its writer knew."""
+    ledger, lines = fold(numbered(events))
+    again, rest = Ledger(), list(lines.items())
+    for size in [*sizes, max(1, len(rest))]:
+        block, rest = rest[:size], rest[size:]
+        if block:
+            again.apply_all([tuple(zip(*block, strict=True))])
+
+    assert told(again) == told(ledger)
+    assert (again.last, again.last_item, again.sealed) == (
+        ledger.last,
+        ledger.last_item,
+        ledger.sealed,
+    )
 
 
 @settings(max_examples=400)

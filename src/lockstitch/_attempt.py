@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar
-
-import attrs
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from ._errors import BatchStopped, DurabilityUnknown, SerializationFailed, UsageError
 from ._model import ErrorInfo, Limit
@@ -25,8 +23,7 @@ _CURRENT: contextvars.ContextVar[Attempt | None] = contextvars.ContextVar(
 )
 
 
-@attrs.define  # and not frozen: one is made for every item, and that would cost three times as much
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended: a record (`status`), an error, a limit, something fatal, or nothing."""
 
     status: str | None = None
@@ -170,7 +167,6 @@ class Attempt:
             OSError, DurabilityUnknown: the disk; see `Checkpoint.save`.
         """
         self._refuse_saved("save")
-        check_text(status, "status=")
         self._write(
             lambda: self._run.finish(self._entry, status, result=result, seconds=self.seconds)
         )

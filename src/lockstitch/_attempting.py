@@ -6,8 +6,6 @@ import contextvars
 from types import TracebackType
 from typing import Any
 
-import attrs
-
 from ._attempt import Attempt
 from ._scheduler import Entry
 from ._session import Session
@@ -54,7 +52,7 @@ class Attempting:
             self._attempt.leave(self._token)
         outcome = self._attempt.outcome(error)
         if isinstance(error, asyncio.CancelledError) and not self._attempt.saved:
-            outcome = attrs.evolve(outcome, cancelled=True)
+            outcome = outcome._replace(cancelled=True)
         if outcome.fatal is not None:  # raised again, which a thread cannot do for all of them
             self._session.settle(self._entry, outcome)
         await asyncio.to_thread(self._session.settle, self._entry, outcome)

@@ -15,11 +15,10 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._attempting import Attempting
 from ._checkpoint import Checkpoint, opened
@@ -31,14 +30,18 @@ from ._ids import Key
 from ._input import Input, Redo, redo_test
 from ._model import ErrorInfo, Limit, Plan, Record, StopReason, Summary
 from ._plan import plan
-from ._progress import ShowProgress
 from ._retry import RetryPolicy
 from ._run import Run
 from ._scheduler import Entry
 from ._session import Session
 from ._settings import check_count, check_settings
-from ._signals import Deferral, tell
 from ._store import Store, get
+
+if TYPE_CHECKING:  # what many a script never needs is imported where it is used
+    from concurrent.futures import Executor
+
+    from ._progress import ShowProgress
+    from ._signals import Deferral
 
 logger = logging.getLogger("lockstitch")
 
@@ -256,6 +259,8 @@ class ResumableBatch(Generic[T]):
         return Session(run, input, settings.rules, settings.checks, redo, settings.report)
 
     def _defer(self, session: Session[Any]) -> Deferral:
+        from ._signals import Deferral, tell  # noqa: PLC0415 - see above
+
         def on_stop(name: str) -> None:
             running = session.stop(name)
             tell(f"{name}: finishing {running} item{'s' * (running != 1)}, once more to stop now")

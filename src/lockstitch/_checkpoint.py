@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ._clock import CLOCK
 from ._config import as_config, changes
@@ -21,10 +20,12 @@ from ._model import Record, Stats, to_seconds
 from ._publish import new_salt
 from ._records import Header, iso
 from ._redaction import checked, redacted_config
-from ._repair import Verification, repair, verify
 from ._serializers import Codec, Serializer
 from ._snapshot import Snapshot
 from ._store import Source, Store, check_text, get, records, stats
+
+if TYPE_CHECKING:
+    from ._repair import Verification
 
 
 class Checkpoint:
@@ -162,6 +163,8 @@ class Checkpoint:
         return store
 
     def _new_header(self) -> Header:
+        import uuid  # noqa: PLC0415 - needed once in the life of a file
+
         return Header(
             batch=str(uuid.uuid4()),
             created_at=iso(self._clock.wall()),
@@ -254,7 +257,10 @@ class Checkpoint:
 
     def __contains__(self, id: object) -> bool:
         """Tell whether an item is finished, whatever its status."""
-        return (id if type(id) is str else as_id(id)) in self._source().fold.index
+        store = self._store
+        source = self._source() if store is None else store.journal
+
+        return (id if type(id) is str else as_id(id)) in source.fold.index
 
     def __getitem__(self, id: str) -> Record:
         """Return the record of a finished item; raises `KeyError`."""
@@ -309,7 +315,7 @@ class Checkpoint:
         if store is None:
             self._refuse_read_only("save")
             store = self._opened()
-        store.finish(as_id(id), check_text(status, "status="), result=result)
+        store.finish(as_id(id), status, result=result)
 
     def flush(self) -> None:
         """Return once every save so far is on the disk, whatever `fsync` is.
@@ -356,6 +362,8 @@ class Checkpoint:
         Raises:
             OSError, UsageError: there is nothing to read, or it is of a newer format.
         """
+        from ._repair import verify  # noqa: PLC0415 - a person's tool, not a run's
+
         return verify(os.path.realpath(os.fspath(path)), current_storage())
 
     @staticmethod
@@ -366,6 +374,8 @@ class Checkpoint:
             CheckpointLocked: a run has it open.
             CheckpointDamaged: nothing in the file proves itself, so there is nothing to keep.
         """
+        from ._repair import repair  # noqa: PLC0415 - as above
+
         return repair(os.path.realpath(os.fspath(path)), current_storage())
 
     @staticmethod

@@ -12,6 +12,8 @@ import contextvars
 import math
 import queue
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -41,16 +43,15 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clocks."""
 
+    # Functions of the system itself, without a call of ours around them: several for each item.
+    wall = staticmethod(time.time)
+
     def __init__(self) -> None:
         # Only Linux has a clock that runs on through a suspend; elsewhere the monotonic one does.
         boottime = getattr(time, "CLOCK_BOOTTIME", None)
-        self._id: int | None = boottime
-
-    def wall(self) -> float:
-        return time.time()
-
-    def now(self) -> float:
-        return time.monotonic() if self._id is None else time.clock_gettime(self._id)
+        self.now: Callable[[], float] = (
+            time.monotonic if boottime is None else partial(time.clock_gettime, boottime)
+        )
 
     def wait(self, events: queue.SimpleQueue[T], seconds: float | None) -> T | None:
         if not events.empty():

@@ -7,12 +7,12 @@ third more, and its queue must be drained at exit.)
 
 An interrupt may strike between any two bytecodes, Ctrl-C in the middle of a commit included. So
 the truth about the file is one tuple, `state`, replaced by one assignment: either the group is
-committed or it is not. Whoever leads next and finds a write that was begun and not ended cuts the
+committed or it is not. Whoever works next and finds a write that was begun and not ended cuts the
 file back to the last good end and does the group again. `with` on a bare lock is the only acquire
 and release that an interrupt cannot split.
 
-With `fsync=False` a save is a matter of microseconds, so the way of a single record is kept short:
-no object is made and no call is done that this record does not need.
+What is not synced is a matter of microseconds: whoever saves takes the mutex and writes its record
+itself, and no object is made and no call is done that this record does not need.
 
 A failed write is undone, and the handle stays usable. A failed sync is never retried: the kernel
 reports it once and then forgets, and the next sync succeeds without the data being on the disk
@@ -22,31 +22,39 @@ reports it once and then forgets, and the next sync succeeds without the data be
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
-from ._errors import CheckpointDamaged, DurabilityUnknown, LockstitchError, UsageError
+from ._errors import (
+    CheckpointDamaged,
+    DurabilityUnknown,
+    LockstitchError,
+    SerializationFailed,
+    UsageError,
+)
 from ._files import Files, write_all
-from ._frames import seal
+from ._frames import MAX_LINE, seal
 from ._reading import Fold
 
 logger = logging.getLogger("lockstitch")
 
 F = TypeVar("F", bound=Fold)
+T = TypeVar("T")
 
 #: A group of records is written in one call of at most this many bytes (or is one record).
 _GROUP = 1 << 20
+
+#: Bytes of the longest record; the rest of a line is for its seal.
+_LONGEST = MAX_LINE - 128
 
 _FOREIGN = "Find out who writes to it; then open it again."
 
 #: Seconds a follower waits before it looks whether its leader is still there. It is woken long
 #: before; this only answers a leader that was interrupted.
 _PATIENCE = 0.05
-
 
 #: After so many writes that were not synced, the file is looked at whole. Its length is looked at
 #: before each; whether it still has its name costs as much as half of the write.
@@ -59,25 +67,36 @@ _NEVER = 1 << 62
 #: and how many tickets were committed since it was opened (unlike the number, it never goes back).
 State = tuple[int, int, int]
 
+#: How often this process was forked from the one that imported this module: `os.getpid` would be a
+#: system call for every record.
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - a process is a global thing
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 
 class _Ticket:
-    """One record on its way into the file."""
+    """One record that waits for a leader."""
 
-    __slots__ = ("error", "id", "line", "offset", "payload", "seq", "sync", "wake")
+    __slots__ = ("error", "id", "payload", "seq", "wake")
 
-    def __init__(self, payload: bytes, id: str, sync: bool) -> None:
+    def __init__(self, payload: bytes, id: str) -> None:
         self.payload = payload
         self.id = id
-        self.sync = sync
         #: Which ticket of the file it is, once it is in a write.
         self.seq: int = _NEVER
         self.error: Exception | None = None
-        self.wake: threading.Lock | None = None
-        self.line: bytes
-        self.offset: int
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
     def poke(self) -> None:
-        if self.wake is not None and self.wake.locked():
+        if self.wake.locked():
             try:
                 self.wake.release()
             except RuntimeError:  # two pokes at once: either will do
@@ -85,7 +104,7 @@ class _Ticket:
 
 
 class Committer(Generic[F]):
-    """The writing end of one open file. Thread-safe; `mutex` guards the file and `fold`.
+    """The writing end of one open file. Thread-safe; the mutex guards the file and `fold`.
 
     `rescue(lines)` is called, with the mutex held, when a sync has failed: it publishes a copy of
     the file followed by `lines` and adopts it, or raises.
@@ -94,15 +113,10 @@ class Committer(Generic[F]):
     def __init__(
         self, files: Files, path: str, fsync: bool | float, rescue: Callable[[list[bytes]], None]
     ) -> None:
-        self.mutex = threading.Lock()
-        #: The thread that holds the mutex; a signal handler in that thread must not wait for it.
-        self.owner: int | None = None
         self.fd = -1
         self.salt = 0
         self.fold: F
         self.state: State = (0, 0, 0)
-        #: A write was begun and is not committed: what lies behind `end` is to be cut off.
-        self.unclean = False
         #: Number of the last record known to be on the disk.
         self.proven = 0
         #: Why the file takes no more records; empty while it does.
@@ -112,39 +126,45 @@ class Committer(Generic[F]):
         #: What is being done that nobody can go on with if it is interrupted; empty otherwise.
         #: Belongs to the mutex: other threads see it only when it was left behind.
         self.midway = ""
+        #: A save waits for the disk.
+        self.syncs: bool = fsync is True
         self._files = files
         self._path = path
-        self._fsync = fsync
-        self.syncs: bool = fsync is True
         #: Seconds after which what was written is synced; None for at once, or never.
         self._later = None if isinstance(fsync, bool) else fsync
         self._rescue_by = rescue
-        self._pid = os.getpid()
+        self._born = _forks
+        #: The next write may simply begin. Otherwise the file is closed, or takes no more, or a
+        #: write was begun and is not committed: then what lies behind `end` is to be cut off.
+        self.ready = False
+        self._mutex = threading.Lock()
+        #: The thread that holds the mutex; a signal handler in that thread must not wait for it.
+        self._owner: int | None = None
         self._queue: deque[_Ticket] = deque()
         self._group: list[_Ticket] = []
+        #: Lines that are being written, with their offsets; those that are committed have yet to be
+        #: told to the fold, which may know them already.
+        self._untold: list[tuple[int, bytes]] = []
         self._unlooked = 0
         self._timer: threading.Timer | None = None
 
     def adopt(self, fd: int, salt: int, fold: F, end: int, last: int) -> None:
         """Go on with a file that has just been read and is known to be on the disk."""
-        done = self.state[2]
+        self._untold = []  # offsets in another file
         self.fd, self.salt, self.fold = fd, salt, fold
-        self.state = (end, last, done)
-        self.unclean = False
+        self.state = (end, last, self.state[2])
         self.proven = last
+        self.midway = ""
+        self.ready = True
 
     @property
     def end(self) -> int:
         """Bytes of the file, up to the end of its last record."""
         return self.state[0]
 
-    @property
-    def last(self) -> int:
-        """The number of the last record."""
-        return self.state[1]
-
     def release(self) -> int:
-        """Stop; return the file descriptor, which the caller closes, or -1."""
+        """Stop; return the file descriptor, which the caller closes, or -1. The mutex is held."""
+        self.ready = False
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -152,23 +172,29 @@ class Committer(Generic[F]):
 
         return fd
 
-    @staticmethod
-    def this_thread() -> int:
-        """Return what `owner` is set to while this thread holds the mutex.
+    def holding(self, action: Callable[[], T]) -> T:
+        """Return what `action` does, with the mutex held."""
+        # Asked for before taking the mutex: a signal handler may run at any call, and one that ran
+        # with the mutex held and no owner would wait for its own thread.
+        me = threading.get_ident()
+        with self._mutex:
+            self._owner = me
+            try:
+                found = action()
+            finally:
+                self._owner = None
+        self._poke_next()
 
-        Ask before taking the mutex: a signal handler may run at any call, and one that ran with
-        the mutex held and `owner` not yet set would wait for its own thread.
-        """
-        return threading.get_ident()
+        return found
 
     @property
     def forked(self) -> bool:
         """True in a child that inherited the handle."""
-        return self._pid != os.getpid()
+        return self._born != _forks
 
     def check_mine(self) -> None:
         """Refuse calls from a forked child, after closing, and from a handler inside a commit."""
-        if self._pid != os.getpid():
+        if self._born != _forks:
             raise UsageError(
                 f"{self._path} was opened before a fork, and only the parent may use it; "
                 "return the results to the parent"
@@ -177,7 +203,7 @@ class Committer(Generic[F]):
 
     def check_free(self) -> None:
         """Refuse a signal handler that has interrupted a commit: waiting for it would never end."""
-        if self.owner == threading.get_ident() and self.mutex.locked():
+        if self._owner == threading.get_ident() and self._mutex.locked():
             raise UsageError(
                 "the checkpoint was used by a signal handler that interrupted a save; "
                 "set a flag in the handler, and save outside of it"
@@ -205,202 +231,218 @@ class Committer(Generic[F]):
         if self.poison:
             raise self.refusal()
 
-    def append(self, payload: bytes, id: str, sync: bool) -> None:
-        """Add one record; see `Journal.append`."""
-        if self.poison or self._pid != os.getpid() or self.owner is not None:
+    def append(self, payload: bytes, id: str = "", sync: bool = True) -> None:
+        """Add one record; return once it is as durable as the `fsync` policy says.
+
+        With `sync=False` it is handed to the system and not synced, whatever the policy. `id` names
+        the item in errors.
+
+        Raises:
+            OSError: it could not be written; the file is as before, and can be appended to.
+            DurabilityUnknown: nobody knows what the disk holds; the file takes no more.
+            CheckpointDamaged: somebody else changed the file.
+            UsageError: called in a forked child, or from a signal handler inside a save.
+            SerializationFailed: it is too long; nothing was written.
+        """
+        if self._owner is not None or self._born != _forks or self.poison:
             self.check_writable()
-        ticket = _Ticket(payload, id, sync)
+        if len(payload) > _LONGEST:
+            raise SerializationFailed(
+                id, "$", f"it makes a line of {len(payload)} bytes; the limit is 64 MiB"
+            )
+        if sync if self.syncs else self._mutex.locked():
+            self._share(_Ticket(payload, id))
+            return
+        me, state = threading.get_ident(), None
+        with self._mutex:
+            self._owner = me  # as in `holding`, which costs two calls more
+            try:
+                if not self.ready:
+                    self._recover()
+                if self._queue and not self.syncs:
+                    self._commit()
+                state = self.state
+                self._write([(payload, id)], 0, False)
+            except (OSError, LockstitchError):
+                raise
+            except BaseException:
+                # Nobody has been told that it is saved; if it can still be, it will be.
+                if self.state is state:
+                    self._queue.append(_Ticket(payload, id))
+                raise
+            finally:
+                self._owner = None
+        if self._queue:
+            self._poke_next()
+
+    def append_now(self, payload: bytes) -> bool:
+        """Add one record without syncing, also from inside a signal handler.
+
+        Returns False, and writes nothing, when the handler has interrupted a commit.
+        """
+        # Not even another thread's commit is waited for: a handler that is interrupted just after
+        # taking the mutex, and before it could sign as its owner, would wait for itself.
+        if self.forked or self.fd < 0 or self.poison or self._mutex.locked():
+            return False
+        self.append(payload, sync=False)
+
+        return True
+
+    def flush(self) -> None:
+        """Return once everything appended so far is on the disk, whatever the policy.
+
+        Raises:
+            DurabilityUnknown: the disk does not confirm, and a copy could not be made either.
+        """
+        self.check_writable()
+        self.holding(self._flush)
+
+    def _flush(self) -> None:
+        self.bring_to_order()
+        if self._queue or self._group:
+            self._commit()
+        self._sync()
+
+    # Waiting and leading
+
+    def _finished(self, ticket: _Ticket) -> bool:
+        return ticket.seq <= self.state[2] or ticket.error is not None
+
+    def _share(self, ticket: _Ticket) -> None:
+        """Return once a ticket is committed, by this thread or another one."""
+        # Queued before the mutex is asked for: who has it takes along whoever waits for it.
         self._queue.append(ticket)
         while not self._finished(ticket):
             # Without a sync to share, a commit is over before a follower is asleep.
-            if self._fsync is True and self.mutex.locked():
-                self._follow(ticket)
+            if self.syncs and self._mutex.locked():
+                ticket.wake.acquire(timeout=_PATIENCE)
             else:
                 self._lead(ticket)
         if ticket.error is not None:
             raise ticket.error
 
-    def append_now(self, payload: bytes) -> bool:
-        """Add one record without syncing; False when a commit is under way."""
-        # Not even another thread's commit is waited for: a handler that is interrupted just after
-        # taking the mutex, and before it could sign as its owner, would wait for itself.
-        if self.forked or self.fd < 0 or self.poison or self.mutex.locked():
-            return False
-        self.append(payload, "", sync=False)
-
-        return True
-
-    def flush(self) -> None:
-        """Return once everything appended so far is on the disk, whatever the policy."""
-        self.check_writable()
-        me = self.this_thread()
-        with self.mutex:
-            self.owner = me
-            try:
-                self.commit()
-                self.check_usable()
-                self._sync()
-            finally:
-                self.owner = None
-
-    def _finished(self, ticket: _Ticket) -> bool:
-        return ticket.seq <= self.state[2] or ticket.error is not None
-
-    def _follow(self, ticket: _Ticket) -> None:
-        if ticket.wake is None:
-            wake = threading.Lock()
-            wake.acquire()
-            ticket.wake = wake
-        if not self._finished(ticket):  # it may have been finished before it could be woken
-            ticket.wake.acquire(timeout=_PATIENCE)
-
     def _lead(self, ticket: _Ticket) -> None:
-        me = threading.get_ident()
-        group: list[_Ticket] = []
-        with self.mutex:
-            self.owner = me
-            try:
-                if not self._finished(ticket):
-                    group = self.commit()
-            finally:
-                self.owner = None
-        if len(group) > 1:
-            for other in group:
-                if other is not ticket:
-                    other.poke()
-        if self._queue:
-            try:
-                self._queue[0].poke()  # the next leader
-            except IndexError:
-                return
+        """Commit what is queued, unless somebody has done it; errors are in the tickets."""
+        self.holding(lambda: None if self._finished(ticket) else self._commit())
 
-    def commit(self) -> list[_Ticket]:
-        """Write what is queued, and sync it if one of the group asks for it; the mutex is held.
-
-        Returns the group; its tickets are finished, each in its way.
-        """
-        queue = self._queue
-        if self._group or self.unclean or self.poison or self.midway or self.fd < 0:
-            try:
-                self._clear_up()
-            except LockstitchError as error:
-                self._take_group(math.inf)
-                self._fail(error)
-                return []
-        if self._group or len(queue) != 1 or queue[0].seq != _NEVER:
-            group = self._take_group()
-        else:  # as in `_take_group`
-            group = self._group = [queue[0]]
-            queue.popleft()
-        if group:
-            self._write(group)
-            self._group = []
-
-        return group
-
-    def _clear_up(self) -> None:
-        """Bring to its end what an interrupt has left; raises if the file takes no more."""
-        self.check_usable()
-        if self.unclean:
-            self._undo()
-        self._settle()
-
-    def _write(self, group: list[_Ticket]) -> None:
-        end, n, done = self.state
-        proven, salt = self.proven, self.salt
-        lines, fresh, sync = [], [], False
-        for ticket in group:
-            n += 1
-            done += 1
-            line = ticket.line = seal(ticket.payload, n, proven, salt)
-            ticket.offset = end
-            ticket.seq = done
-            lines.append(line)
-            fresh.append((end, line))
-            end += len(line)
-            sync = sync or ticket.sync
-        data = lines[0] if len(lines) == 1 else b"".join(lines)
-        sync = sync and self._fsync is True
+    def _poke_next(self) -> None:
+        """Wake the next leader."""
         try:
-            self._unlooked += 1
-            if sync or self._unlooked > _LOOK or self._files.size(self.fd) != self.state[0]:
-                self.check_unchanged()
-            self.unclean = True
-            taken = self._files.write(self.fd, data)
-            if taken < len(data):
-                write_all(self._files, self.fd, data[taken:])
-        except (OSError, CheckpointDamaged) as error:
-            self._undo()
-            self._fail(error)
+            self._queue[0].poke()
+        except IndexError:
             return
-        if sync:
-            try:
-                self._files.sync(self.fd)
-            except OSError as error:
-                self._rescue(error, lines, done)
-                return
-        self.state = (end, n, done)  # the commit point
-        self.unclean = False
-        if sync:
-            # Not before it: a line that calls itself proven, written again after an interrupt,
-            # would be believed by nobody.
-            self.proven = n
-        self.fold.apply_all(fresh)
-        if self._later is not None:
-            self._sync_later(self._later)
 
-    def _take_group(self, most: float = _GROUP) -> list[_Ticket]:
+    def _commit(self) -> None:
+        """Write what is queued, sync it, and wake who waits for it; the mutex is held."""
+        group = self._take_group()
+        try:
+            if not self.ready:
+                self._recover()
+            self._write([(each.payload, each.id) for each in group], len(group), self.syncs)
+        except (OSError, LockstitchError) as error:
+            for each in group:
+                each.seq = _NEVER
+                each.error = _copy(error, self._path)
+        self._group = []
+        for each in group:
+            each.poke()
+
+    def _take_group(self) -> list[_Ticket]:
         """Return what the next write takes: first what an interrupt has left of the last one."""
         queue = self._queue
         group = self._group = [each for each in self._group if not self._finished(each)]
         size = sum([len(each.payload) for each in group])
         # Look, take, then remove: an interrupt in between leaves a ticket twice and never nowhere.
-        while queue and (not group or size < most):
+        while queue and (not group or size < _GROUP):
             ticket = queue[0]
             if ticket not in group[-1:] and not self._finished(ticket):
                 group.append(ticket)
                 size += len(ticket.payload)
             queue.popleft()
+        for seq, each in enumerate(group, self.state[2] + 1):
+            each.seq = seq
 
         return group
 
-    def _settle(self) -> None:
-        """Tell the fold about the committed records of the group; it may know them already."""
-        done = self.state[2]
-        self.fold.apply_all(
-            [(ticket.offset, ticket.line) for ticket in self._group if ticket.seq <= done]
-        )
+    # Writing
 
-    def _undo(self) -> None:
-        """Cut a half-written group off; the cut is on the disk before anything else is written."""
-        end, _, done = self.state
-        for ticket in self._group:
-            if ticket.seq > done:
-                ticket.seq = _NEVER
-        if not self.unclean:
-            return
+    def bring_to_order(self) -> None:
+        """Make sure that the next write may begin; raises if the file takes no more."""
+        if not self.ready:
+            self._recover()
+
+    def _recover(self) -> None:
+        """Bring to its end what an interrupt has left; raises if the file takes no more."""
+        self.check_usable()
+        self._undo([])
+        end = self.end
+        for offset, line in self._untold:
+            if offset < end:
+                self.fold.apply(offset, line)
+        self.ready = True
+
+    def _write(self, records: list[tuple[bytes, str]], tickets: int, sync: bool) -> None:
+        """Write payloads, given with the ids of their items, and sync them if asked to.
+
+        The mutex is held, and the file ready.
+        """
+        end, n, done = self.state
+        proven, salt = self.proven, self.salt
+        fresh: list[tuple[int, bytes]] = []
+        data = b""
+        for payload, _ in records:
+            n += 1
+            data = seal(payload, n, proven, salt)
+            fresh.append((end, data))
+            end += len(data)
+        if len(fresh) > 1:
+            data = b"".join([line for _, line in fresh])
+        self._unlooked += 1
+        if sync or self._unlooked > _LOOK or self._files.size(self.fd) != self.state[0]:
+            self.check_unchanged()
+        self._untold = fresh
+        self.ready = False
         try:
-            self._files.truncate(self.fd, end)
+            write_all(self._files, self.fd, data)
+        except OSError:
+            self._undo(records)
+            self.ready = True
+            raise
+        if sync:
+            try:
+                self._files.sync(self.fd)
+            except OSError as error:
+                self._rescue(error, [line for _, line in fresh], records)
+                self.state = (*self.state[:2], done + tickets)
+                return
+        self.state = (end, n, done + tickets)  # the commit point
+        if sync:
+            # Not before it: a line that calls itself proven, written again after an interrupt,
+            # would be believed by nobody.
+            self.proven = n
+        for offset, line in fresh:
+            self.fold.apply(offset, line)
+        self.ready = True
+        if self._later is not None and self._timer is None:
+            self._sync_later(self._later)
+
+    def _undo(self, records: list[tuple[bytes, str]]) -> None:
+        """Cut a half-written group off; the cut is on the disk before anything else is written."""
+        try:
+            self._files.truncate(self.fd, self.end)
             self._files.sync(self.fd)
         except OSError as error:
-            self.give_up(f"a failed write could not be undone ({error})", error)
-        self.unclean = False
+            self.give_up(f"a failed write could not be undone ({error})", error, records)
 
-    def _fail(self, error: Exception) -> None:
-        """Give every ticket of the group its own copy of the error."""
-        for ticket in self._group:
-            if not self._finished(ticket):
-                ticket.error = _copy(error, self._path)
-        self._group = []
-
-    def give_up(self, reason: str, cause: OSError) -> NoReturn:
-        """Take no more records, and tell everybody who waits. Raises `DurabilityUnknown`."""
+    def give_up(
+        self, reason: str, cause: OSError, records: list[tuple[bytes, str]] | None = None
+    ) -> NoReturn:
+        """Take no more records. Raises `DurabilityUnknown`, with the ids of `records`."""
+        self.ready = False
         self.poison = reason
-        ids = tuple(ticket.id for ticket in self._group if ticket.id)
-        error = DurabilityUnknown(self._path, ids, reason)
-        self._fail(error)
+        ids = tuple(id for _, id in records or () if id)
 
-        raise error from cause
+        raise DurabilityUnknown(self._path, ids, reason) from cause
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointDamaged`, and give the file up, if somebody else touched it."""
@@ -414,60 +456,55 @@ class Committer(Generic[F]):
             if status.st_nlink
             else "was deleted or replaced"
         )
+        self.ready = False
         self.poison = f"the file {what}: somebody else changed it while it was open"
         self.foreign = True
         raise self.refusal()
 
     def _sync(self) -> None:
         self.check_unchanged()  # a file that has lost its name would be synced to no avail
-        _, n, done = self.state
+        _, n, _ = self.state
         if self.proven == n:
             return
         try:
             self._files.sync(self.fd)
         except OSError as error:
-            self._rescue(error, [], done)
+            self._rescue(error, [], [])
         else:
             self.proven = n
 
     def _sync_later(self, seconds: float) -> None:
-        if self._timer is None:
-            timer = threading.Timer(seconds, self._sync_timed)
-            timer.daemon = True
-            try:
-                timer.start()
-            except RuntimeError:  # the system has no thread to give: it is synced here and now
-                self._sync()
-            else:
-                self._timer = timer
+        timer = threading.Timer(seconds, lambda: self.holding(self._sync_timed))
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # the system has no thread to give: it is synced here and now
+            self._sync()
+        else:
+            self._timer = timer
 
     def _sync_timed(self) -> None:
-        me = self.this_thread()
-        with self.mutex:
-            self.owner = me
-            try:
-                self._timer = None
-                if self.fd >= 0 and not (self.poison or self.midway or self.forked):
-                    self._sync()
-            except (DurabilityUnknown, CheckpointDamaged) as error:
-                # Nobody waits here; the next save raises, because the file is given up.
-                logger.error("%s", error)  # noqa: TRY400 - the message says it all
-            finally:
-                self.owner = None
+        self._timer = None
+        try:
+            if self.fd >= 0 and not self.poison:
+                self._flush()
+        except (DurabilityUnknown, CheckpointDamaged) as error:
+            # Nobody waits here; the next save raises, because the file is given up.
+            logger.error("%s", error)  # noqa: TRY400 - the message says it all
 
-    def _rescue(self, error: OSError, lines: list[bytes], done: int) -> None:
+    def _rescue(self, error: OSError, lines: list[bytes], records: list[tuple[bytes, str]]) -> None:
         """After a failed sync: put everything into a new file, or give up."""
         # Until the copy is in place, and for good if an interrupt comes first: the next sync
         # would succeed without the data being on the disk.
+        self.ready = False
         self.midway = f"a sync failed ({error})"
         try:
             self._rescue_by(lines)
         except (OSError, CheckpointDamaged) as again:
-            self.give_up(f"a sync failed ({error}), and so did writing a copy ({again})", error)
-        self.state = (*self.state[:2], done)
-        # Of those that are done, the offsets are those of the old file.
-        self._group = [each for each in self._group if not self._finished(each)]
-        self.midway = ""
+            reason = f"a sync failed ({error}), and so did writing a copy ({again})"
+            self.give_up(reason, error, records)
+        except DurabilityUnknown:  # the copy has taken the file's name, or maybe not
+            self.give_up(self.poison, error, records)
         logger.warning(
             "%s: a sync failed (%s); a complete copy was written and is used", self._path, error
         )

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 from zlib import crc32
-
-import attrs
 
 #: The longest line that is written or read, in bytes. A reader must be able to refuse a line of
 #: gigabytes before it has all of it in memory; 64 MiB is far above any sensible result.
@@ -50,8 +49,7 @@ def strip_seal(line: bytes) -> bytes:
     return line[: line.rindex(b',"n":')] + b"}"
 
 
-@attrs.frozen
-class Wrong:
+class Wrong(NamedTuple):
     """A place where the file is not as it was written."""
 
     #: The highest number that a reader had seen before; -1 where no crash can explain it.
@@ -64,27 +62,28 @@ class Wrong:
     reason: str
 
 
-@attrs.define(eq=False, repr=False)
 class Scan:
-    """What one reading of a file has found, line by line; `frames` fills it in."""
+    """What one reading of a file has found, line by line; `blocks` fills it in."""
 
-    salt: int
-    #: The highest number known to have been on the disk.
-    proven: int
-    #: Where the header's line ends.
-    start: int
-    #: Where the last valid line begins.
-    begin: int = 0
-    #: Where the last valid line ends, and its number.
-    end: int = attrs.field(default=attrs.Factory(lambda self: self.start, takes_self=True))
-    last: int = 0
-    #: Lines seen so far, the header included.
-    lines: int = 1
-    size: int = 0
-    wrong: list[Wrong] = attrs.Factory(list)
+    def __init__(self, *, salt: int, proven: int, start: int) -> None:
+        self.salt = salt
+        #: The highest number known to have been on the disk.
+        self.proven = proven
+        #: Where the header's line ends.
+        self.start = start
+        #: Where the last valid line begins and ends, and its number.
+        self.begin: int = 0
+        self.end: int = start
+        self.last: int = 0
+        #: Lines seen so far, the header included.
+        self.lines: int = 1
+        self.size: int = 0
+        self.wrong: list[Wrong] = []
 
-    def frames(self, blocks: Iterable[list[bytes]]) -> Iterator[tuple[int, bytes]]:
-        """Yield offset and bytes (newline included) of each valid line that follows the header.
+    def blocks(
+        self, blocks: Iterable[list[bytes]]
+    ) -> Iterator[tuple[Sequence[int], Sequence[bytes]]]:
+        """Yield offsets and bytes (newline included) of the valid lines that follow the header.
 
         `blocks` are the raw lines after the header, by the many; joined they are the file. Exhaust
         the iterator before anything of this object is read.
@@ -96,14 +95,14 @@ class Scan:
                 self.size = self.end = offsets.pop()
                 self.begin = offsets[-1]
                 self.lines += len(lines)
-                yield from zip(offsets, lines, strict=True)
+                yield offsets, lines
                 continue
             for start, raw in zip(offsets, lines, strict=False):
                 self.size = start + len(raw)
                 self.lines += 1
                 if self._fits(raw, start):
                     self.begin, self.end = start, self.size
-                    yield start, raw
+                    yield (start,), (raw,)
         if self.last < self.proven:
             self._note(
                 self.last,
@@ -112,15 +111,20 @@ class Scan:
                 f"{_missing(self.last + 1, self.proven)} at the end",
             )
 
+    def frames(self, blocks: Iterable[list[bytes]]) -> Iterator[tuple[int, bytes]]:
+        """As `blocks`, line by line."""
+        for offsets, lines in self.blocks(blocks):
+            yield from zip(offsets, lines, strict=True)
+
     def _follow(self, lines: list[bytes]) -> bool:
         """Take in lines that are as nearly all are: each the next one, with an `s` to be foretold.
 
         To compare with what must be there is faster than to take apart what is, and a million
         lines are read before the first item runs. If this is False, nothing was taken in.
         """
-        proven, salt = self.proven, self.salt
-        for n, raw in enumerate(lines, self.last + 1):
-            crc = crc32(raw[:-_END_LENGTH], salt)
+        proven = self.proven
+        checksums = map(crc32, [raw[:-_END_LENGTH] for raw in lines], itertools.repeat(self.salt))
+        for n, raw, crc in zip(itertools.count(self.last + 1), lines, checksums, strict=False):
             if proven < n and raw.endswith(b',"n":%d,"s":%d,"crc":"%08x"}\n' % (n, proven, crc)):
                 continue  # nothing was synced between the one before and this one
             if not raw.endswith(b',"n":%d,"s":%d,"crc":"%08x"}\n' % (n, n - 1, crc)):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-import attrs
-
 from ._errors import UsageError
 from ._ids import Key, key_function
 from ._model import Record
@@ -40,19 +38,15 @@ def redo_test(
     return lambda id: status(id) in wanted
 
 
-@attrs.define(eq=False, repr=False)
 class Input(Generic[T]):
     """The items of a batch and the ids they have."""
 
-    items: Iterable[T]
-    key: Key | None = None
-    id_of: Callable[[Any], str] = attrs.field(init=False)
-    _iterator: Iterator[T] | None = attrs.field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self.id_of = key_function(self.key)
-        if isinstance(self.items, (str, bytes)) or not isinstance(self.items, Iterable):
-            raise UsageError(f"items takes a list or another iterable of items, not {self.items!r}")
+    def __init__(self, items: Iterable[T], key: Key | None = None) -> None:
+        if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+            raise UsageError(f"items takes a list or another iterable of items, not {items!r}")
+        self.items = items
+        self.id_of: Callable[[Any], str] = key_function(key)
+        self._iterator: Iterator[T] | None = None
 
     @property
     def size(self) -> int | None:

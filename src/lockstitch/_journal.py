@@ -10,15 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Generic, TypeVar
-
-import attrs
+from typing import Generic, NamedTuple, TypeVar
 
 from ._clock import CLOCK
 from ._commit import Committer
-from ._errors import SerializationFailed, UsageError
+from ._errors import UsageError
 from ._files import Files, SystemFiles, discard, read_blocks, write_all
-from ._frames import MAX_LINE, Scan, Wrong, strip_seal
+from ._frames import MAX_LINE, Scan, Wrong, strip_seal, unseal
 from ._lock import Lock, RunLock
 from ._publish import create, keep_aside, new_salt, set_aside, write_new
 from ._reading import Contents, Fold, damaged, load, load_header, read_line, refuse_special
@@ -29,12 +27,11 @@ logger = logging.getLogger("lockstitch")
 F = TypeVar("F", bound=Fold)
 Keep = Callable[[int, bytes], bool]
 
-#: What a line's seal may take, in bytes.
-_SEAL_ROOM = 128
+#: Bytes at the end of a file in which its `end` line is looked for; whole pages.
+_TAIL = 1 << 16
 
 
-@attrs.frozen(eq=False, repr=False)
-class Storage:
+class Storage(NamedTuple):
     """Where checkpoints live: the file calls, and the lock for a path."""
 
     files: Files
@@ -62,6 +59,8 @@ class Journal(Generic[F]):
     ) -> None:
         self.path = path
         self.header: Header
+        #: What has been made of the lines so far; replaced as a whole by `publish`.
+        self.fold: F
         #: Bytes that a crash had left half-written and that opening has cut off.
         self.torn: int = 0
         self._start = 0
@@ -70,11 +69,10 @@ class Journal(Generic[F]):
         self._held = False
         self._new_fold = fold
         self._commit: Committer[F] = Committer(storage.files, path, fsync, self._republish)
-
-    @property
-    def fold(self) -> F:
-        """What has been made of the lines so far; replaced as a whole by `publish`."""
-        return self._commit.fold
+        # One call less for each record than methods that pass it on.
+        self.append = self._commit.append
+        self.append_now = self._commit.append_now
+        self.flush = self._commit.flush
 
     @property
     def size(self) -> int:
@@ -145,7 +143,7 @@ class Journal(Generic[F]):
         for leftover in self._files.siblings(f"{self.path}.tmp-"):
             discard(self._files, leftover)
         synced = self._sync_before_belief(fd)
-        proved = created or (synced and self._files.drop_cache(fd, size))
+        proved = created or (synced and self._prove(fd, size))
         contents = self._load(fd)
         self._adopt(fd, contents)
         self._mend(contents, proved=proved, synced=synced)
@@ -188,11 +186,32 @@ class Journal(Generic[F]):
         return contents
 
     def _adopt(self, fd: int, contents: Contents[F]) -> None:
-        self.header = contents.header
+        self.header, self.fold = contents.header, contents.fold
         self._start = contents.scan.start
         self._commit.adopt(
             fd, contents.header.salt, contents.fold, contents.scan.end, contents.scan.last
         )
+
+    def _prove(self, fd: int, size: int) -> bool:
+        """Tell whether what is read from now on is on the disk."""
+        # The end of a file that was closed in order says so of all that is before it. Then only the
+        # end is fetched from the disk, and the rest may come from memory.
+        start = max(0, size - _TAIL) // _TAIL * _TAIL
+        if self._files.drop_cache(fd, start, size) and self._ends_sealed(fd, start, size):
+            return True
+
+        return self._files.drop_cache(fd, 0, size)
+
+    def _ends_sealed(self, fd: int, start: int, size: int) -> bool:
+        """Tell whether the last line is an `end` that was written when all before it was synced."""
+        header, _ = load_header(self._files, fd, self.path)
+        tail = self._files.read(fd, size - start, start)
+        line = tail[tail.rfind(b"\n", 0, -1) + 1 :]
+        if not (line.startswith(b'{"end":') and line.endswith(b"\n")):
+            return False
+        found = unseal(line[:-1], header.salt)
+
+        return found is not None and found[1] == found[0] - 1
 
     @staticmethod
     def _is_sealed(contents: Contents[F]) -> bool:
@@ -247,38 +266,6 @@ class Journal(Generic[F]):
 
     # Writing
 
-    def append(self, payload: bytes, *, id: str = "", sync: bool = True) -> None:
-        """Add one record; return once it is as durable as the `fsync` policy says.
-
-        With `sync=False` it is handed to the system and not synced, whatever the policy.
-
-        Raises:
-            OSError: it could not be written; the file is as before, and the journal usable.
-            DurabilityUnknown: nobody knows what the disk holds; the journal takes no more.
-            CheckpointDamaged: somebody else changed the file.
-            UsageError: called in a forked child, or from a signal handler inside a save.
-        """
-        if len(payload) > MAX_LINE - _SEAL_ROOM:
-            raise SerializationFailed(
-                id, "$", f"it makes a line of {len(payload)} bytes; the limit is 64 MiB"
-            )
-        self._commit.append(payload, id, sync)
-
-    def append_now(self, payload: bytes) -> bool:
-        """Add one record without syncing, also from inside a signal handler.
-
-        Returns False, and writes nothing, when the handler has interrupted a commit.
-        """
-        return self._commit.append_now(payload)
-
-    def flush(self) -> None:
-        """Return once everything appended so far is on the disk, whatever the policy.
-
-        Raises:
-            DurabilityUnknown: the disk does not confirm, and a copy could not be made either.
-        """
-        self._commit.flush()
-
     def publish(self, keep: Keep, header: Header | None = None) -> None:
         """Replace the file by one with only the lines that `keep` is true for.
 
@@ -288,16 +275,13 @@ class Journal(Generic[F]):
         """
         commit = self._commit
         commit.check_writable()
-        me = commit.this_thread()
-        with commit.mutex:
-            commit.owner = me
-            try:
-                commit.commit()
-                commit.check_usable()
-                commit.check_unchanged()  # what somebody else put there is not ours to replace
-                self._replace(keep, [], header or self.header)
-            finally:
-                commit.owner = None
+
+        def replace() -> None:
+            commit.bring_to_order()
+            commit.check_unchanged()  # what somebody else put there is not ours to replace
+            self._replace(keep, [], header or self.header)
+
+        commit.holding(replace)
 
     def _republish(self, lines: list[bytes]) -> None:
         self._replace(lambda _offset, _line: True, lines, self.header)
@@ -305,7 +289,7 @@ class Journal(Generic[F]):
     def _replace(self, keep: Keep, extra: list[bytes], header: Header) -> None:
         commit = self._commit
         count = sum(keep(offset, line) for offset, line in self._lines()) + len(extra)
-        fresh = attrs.evolve(header, salt=new_salt(), proven=count)
+        fresh = header._replace(salt=new_salt(), proven=count)
         payloads = self._payloads(keep, extra)
         temporary = write_new(self._files, self.path, fresh, payloads, self._files.stat(commit.fd))
         try:
@@ -321,7 +305,8 @@ class Journal(Generic[F]):
         file, records would be acknowledged and no reader would ever believe them.
         """
         commit = self._commit
-        before, commit.midway = commit.midway, "the file was being replaced when it was interrupted"
+        before, was_ready, commit.ready = commit.midway, commit.ready, False
+        commit.midway = "the file was being replaced when it was interrupted"
         # Windows replaces no file that is open, so ours is closed for the moment.
         fd, commit.fd = commit.fd, -1
         self._files.close(fd)
@@ -329,7 +314,7 @@ class Journal(Generic[F]):
             self._files.replace(temporary, self.path)
         except OSError:
             commit.fd = self._reopen()
-            commit.midway = before
+            commit.midway, commit.ready = before, was_ready
             raise
         commit.fd = self._reopen()
         try:
@@ -337,7 +322,6 @@ class Journal(Generic[F]):
         except OSError as error:
             commit.give_up(f"the name of the new file could not be synced ({error})", error)
         self._adopt(commit.fd, contents)
-        commit.midway = ""
 
     def _reopen(self) -> int:
         commit = self._commit
@@ -383,17 +367,15 @@ class Journal(Generic[F]):
         """
         commit = self._commit
         commit.check_mine()
-        me = commit.this_thread()
-        with commit.mutex:
-            commit.owner = me
-            try:
-                if commit.fd < 0:
-                    commit.check_usable()
-                offset = find(commit.fold)
 
-                return read_line(self._files, commit.fd, self.path, commit.salt, offset)
-            finally:
-                commit.owner = None
+        def read() -> dict[str, object]:
+            if commit.fd < 0:
+                commit.check_usable()
+            offset = find(commit.fold)
+
+            return read_line(self._files, commit.fd, self.path, commit.salt, offset)
+
+        return commit.holding(read)
 
     def close(self, end: bytes | None) -> None:
         """Commit what is queued, sync, write `end` as the last record, sync, free the lock.
@@ -410,10 +392,10 @@ class Journal(Generic[F]):
         commit.check_free()
         try:
             if commit.fd >= 0 and not (commit.poison or commit.midway):
-                commit.flush()
+                self.flush()
                 if end is not None:
-                    commit.append(end, "", sync=False)
-                    commit.flush()
+                    self.append(end, sync=False)
+                    self.flush()
         finally:
             self._abandon()
 
@@ -422,15 +404,12 @@ class Journal(Generic[F]):
         try:
             # Under the mutex: a thread that is just saving must not find its file closed, and
             # the number of it given to another file.
-            me = commit.this_thread()
-            with commit.mutex:
-                commit.owner = me
-                try:
-                    fd = commit.release()
-                    if fd >= 0:
-                        self._files.close(fd)
-                finally:
-                    commit.owner = None
+            commit.holding(self._close_file)
         finally:
             self._held = False
             self._lock.release()
+
+    def _close_file(self) -> None:
+        fd = self._commit.release()
+        if fd >= 0:
+            self._files.close(fd)

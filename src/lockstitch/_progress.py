@@ -75,14 +75,12 @@ Reporter = Callable[[Progress], None]
 ShowProgress = bool | Literal["auto"] | Reporter
 
 
-def as_reporter(progress: ShowProgress) -> Reporter | None:
-    """Return what is called with the events, None for nothing.
+def as_reporter(progress: ShowProgress) -> Reporter:
+    """Return what is called with the events.
 
     Raises:
         UsageError: `progress` is something else, or True on a terminal without tqdm installed.
     """
-    if progress is False:
-        return None
     if callable(progress):
         return progress
     if progress is not True and progress != "auto":

@@ -7,10 +7,8 @@ same file in the same way. Nothing here writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Final, Generic, Protocol, TypeVar
-
-import attrs
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from ._errors import CheckpointDamaged, UsageError
 from ._files import Files, is_regular, read_blocks, read_lines
@@ -32,11 +30,15 @@ class Fold(Protocol):
         """True when the last line says that its writer ended in order."""
         ...
 
-    def apply_all(self, lines: Iterable[tuple[int, bytes]]) -> None:
-        """Take in valid lines and their offsets; doing so twice changes nothing.
+    def apply(self, offset: int, line: bytes) -> None:
+        """Take in a valid line; doing so twice changes nothing.
 
-        Raises `Malformed` with its `offset`.
+        Raises `Malformed`.
         """
+        ...
+
+    def apply_all(self, blocks: Iterable[tuple[Sequence[int], Sequence[bytes]]]) -> None:
+        """As `apply`, for offsets and lines by the many; what is raised has its `offset`."""
         ...
 
 
@@ -128,8 +130,7 @@ def find_salts(files: Files, fd: int) -> Iterator[int]:
 F = TypeVar("F", bound=Fold)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Contents(Generic[F]):
+class Contents(NamedTuple, Generic[F]):
     """A file that has been read: its header, what was found, and what was made of its lines."""
 
     header: Header
@@ -152,7 +153,7 @@ def load(files: Files, fd: int, path: str, fold: F) -> Contents[F]:
     header, end = load_header(files, fd, path)
     scan = Scan(salt=header.salt, proven=header.proven, start=end)
     try:
-        fold.apply_all(scan.frames(read_blocks(files, fd, end, MAX_LINE)))
+        fold.apply_all(scan.blocks(read_blocks(files, fd, end, MAX_LINE)))
     except Malformed as error:
         offset = error.offset
         line = sum(map(len, read_blocks(files, fd, 0, MAX_LINE, offset))) + 1

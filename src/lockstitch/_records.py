@@ -12,9 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quote
-from typing import Any, Final
-
-import attrs
+from typing import Any, Final, NamedTuple
 
 from ._frames import seal, unseal
 from ._model import ErrorInfo, to_instant
@@ -44,8 +42,7 @@ class NewerFormat(Exception):
     """The header says a version that this library does not read."""
 
 
-@attrs.frozen
-class Header:
+class Header(NamedTuple):
     """The first line of a file."""
 
     batch: str
@@ -188,20 +185,19 @@ def item_payload(
     at: str,
 ) -> bytes:
     """Return an item's record. `result` is JSON already; it is embedded as it is."""
-    return b'{"id":%b,"status":%b%b%b,"attempt":%d%b,"at":"%b"}' % (
-        quote(id).encode("ascii"),
-        quote(status).encode("ascii"),
-        b"" if result is None else b',"result":' + result,
-        b"" if error is None else b',"error":' + _encode(_error_data(error)).encode("ascii"),
-        attempt,
-        b"" if seconds is None else b',"seconds":%.3f' % seconds,
-        at.encode("ascii"),
-    )
+    begin = f'{{"id":{quote(id)},"status":{quote(status)}'
+    told = "" if error is None else f',"error":{_encode(_error_data(error))}'
+    took = "" if seconds is None else f',"seconds":{seconds:.3f}'
+    end = f'{told},"attempt":{attempt}{took},"at":"{at}"}}'
+    if result is None:
+        return f"{begin}{end}".encode("ascii")
+
+    return b'%b,"result":%b%b' % (begin.encode("ascii"), result, end.encode("ascii"))
 
 
 def start_payload(id: str, attempt: int) -> bytes:
     """Return the line that says: this item is begun."""
-    return b'{"start":%b,"attempt":%d}' % (quote(id).encode("ascii"), attempt)
+    return f'{{"start":{quote(id)},"attempt":{attempt}}}'.encode("ascii")
 
 
 def value_payload(kind: str, id: str, value: bytes, *, name: str | None = None) -> bytes:

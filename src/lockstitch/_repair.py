@@ -89,7 +89,7 @@ def _read(files: Files, fd: int, header: Header, start: int) -> tuple[Scan, Ledg
     for _, (number, offset, line) in sorted(intact.items()):
         try:
             _check_item(line)
-            ledger.apply_all([(end, line)])
+            ledger.apply(end, line)
         except Malformed as error:
             scan.wrong.append(Wrong(-1, number, offset, offset + len(line), f"{error}"))
         else:
@@ -176,7 +176,7 @@ def _repair_open(path: str, files: Files, fd: int) -> tuple[Verification, str | 
     if not scan.wrong:
         return report, None
     aside = keep_aside(files, fd, path, scan.wrong, "damaged", whole_lines=False)
-    fresh = attrs.evolve(header, salt=new_salt(), proven=len(good))
+    fresh = header._replace(salt=new_salt(), proven=len(good))
     temporary = write_new(files, path, fresh, map(strip_seal, good), files.stat(fd))
 
     return attrs.evolve(report, aside=aside), temporary
@@ -194,8 +194,7 @@ def _rebuild_header(files: Files, fd: int, error: CheckpointDamaged) -> tuple[He
     created = told.get("created_at")
 
     return (
-        attrs.evolve(
-            header,
+        header._replace(
             batch=str(told.get("batch", header.batch)),
             created_at=str(created) if instant(created) else header.created_at,
             serializer=serializer if isinstance(serializer, str) else "json",

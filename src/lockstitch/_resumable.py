@@ -6,9 +6,8 @@ import contextlib
 import inspect
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Executor
 from datetime import timedelta
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from ._calls import AsyncTurn, Turn
 from ._checkpoint import Checkpoint
@@ -18,10 +17,14 @@ from ._ids import Key, key_function
 from ._input import Redo
 from ._loop import ResumableLoop
 from ._model import Record, Summary
-from ._progress import ShowProgress
 from ._retry import RetryPolicy
 from ._settings import check_settings
 from ._stored import OnError, StoredFunction
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ._progress import ShowProgress
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,8 +9,6 @@ import threading
 from collections import Counter
 from datetime import datetime
 
-import attrs
-
 from ._clock import Clock
 from ._errors import BatchStopped
 from ._model import ErrorInfo, Limit, StopReason, Summary, to_instant
@@ -21,47 +19,43 @@ from ._store import Store, boot_id
 FAILED = frozenset({"error", "quarantined"})
 
 
-@attrs.define(eq=False, repr=False)
 class Run:
     """The open run of a batch. Thread-safe, but for `seal` and `summary`."""
 
-    store: Store
-    clock: Clock
-    #: On the clock's timeline.
-    started: float = attrs.field(init=False)
-    number: int = attrs.field(init=False, default=0)
-    sealed: bool = attrs.field(init=False, default=False)
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        #: On the clock's timeline.
+        self.started: float = clock.now()
+        self.number: int = 0
+        self.sealed: bool = False
 
-    # The input, as far as it was read
-    size: int | None = attrs.field(init=False, default=None)
-    seen: int = attrs.field(init=False, default=0)
-    exhausted: bool = attrs.field(init=False, default=False)
-    done_before: int = attrs.field(init=False, default=0)
-    failed_before: int = attrs.field(init=False, default=0)
+        # The input, as far as it was read
+        self.size: int | None = None
+        self.seen: int = 0
+        self.exhausted: bool = False
+        self.done_before: int = 0
+        self.failed_before: int = 0
 
-    # What happened
-    by_status: Counter[str] = attrs.field(init=False, factory=Counter)
-    attempts: int = attrs.field(init=False, default=0)
-    waits: int = attrs.field(init=False, default=0)
-    waited: float = attrs.field(init=False, default=0.0)
-    consecutive: int = attrs.field(init=False, default=0)
-    #: Handed out, and neither saved nor given back.
-    unsaved: dict[str, Entry] = attrs.field(init=False, factory=dict)
-    #: The stops that this run has raised; its `with` catches these and no others.
-    raised: list[BatchStopped] = attrs.field(init=False, factory=list)
-    #: The latest of them, while nothing has been finished since.
-    last_stop: BatchStopped | None = attrs.field(init=False, default=None)
-    #: Items that the last run died in, as they were when this one was opened.
-    in_doubt: frozenset[str] = attrs.field(init=False)
-    suspects: set[str] = attrs.field(init=False)
-    crashes: dict[str, int] = attrs.field(init=False)
-    _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    _unwritten_stop: str = attrs.field(init=False, default="")
-
-    def __attrs_post_init__(self) -> None:
-        self.started = self.clock.now()
-        self.in_doubt = frozenset(self.store.ledger.in_doubt)
-        self.suspects, self.crashes = self.store.ledger.after_death(boot_id())
+        # What happened
+        self.by_status: Counter[str] = Counter()
+        self.attempts: int = 0
+        self.waits: int = 0
+        self.waited: float = 0.0
+        self.consecutive: int = 0
+        #: Handed out, and neither saved nor given back.
+        self.unsaved: dict[str, Entry] = {}
+        #: The stops that this run has raised; its `with` catches these and no others.
+        self.raised: list[BatchStopped] = []
+        #: The latest of them, while nothing has been finished since.
+        self.last_stop: BatchStopped | None = None
+        #: Items that the last run died in, as they were when this one was opened.
+        self.in_doubt: frozenset[str] = frozenset(store.ledger.in_doubt)
+        self.suspects: set[str]
+        self.crashes: dict[str, int]
+        self.suspects, self.crashes = store.ledger.after_death(boot_id())
+        self._lock = threading.Lock()
+        self._unwritten_stop = ""
 
     # Writing
 
@@ -99,6 +93,8 @@ class Run:
             self.by_status[status] += 1
             self.unsaved.pop(entry.id, None)
             self.last_stop = None
+            if seconds is not None:
+                self.store.ledger.took(seconds)
 
     def retry(self, entry: Entry, error: ErrorInfo) -> None:
         """Write that an attempt failed and another will follow, at `entry.due`."""

@@ -12,10 +12,8 @@ import enum
 import heapq
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
-
-import attrs
 
 from ._errors import UsageError
 from ._model import Failure, Limit, StopReason, to_seconds
@@ -37,20 +35,31 @@ _RETRY_WINDOW = 1000
 _AHEAD = 8
 
 
-@attrs.define(eq=False)
 class Entry:
     """One item on its way through the batch."""
 
-    id: str
-    item: Any
-    #: Attempts that failed before this one, over all runs.
-    used: int = 0
-    #: It was running when a process died, so nothing else may run beside it.
-    solo: bool = False
-    #: How often a process died while it ran alone, over all runs.
-    crashes: int = 0
-    #: Not to be tried before, on the scheduler's timeline.
-    due: float = -math.inf
+    __slots__ = ("crashes", "due", "id", "item", "solo", "used")
+
+    def __init__(
+        self,
+        id: str,
+        item: Any,
+        *,
+        used: int = 0,
+        solo: bool = False,
+        crashes: int = 0,
+        due: float = -math.inf,
+    ) -> None:
+        self.id = id
+        self.item = item
+        #: Attempts that failed before this one, over all runs.
+        self.used = used
+        #: It was running when a process died, so nothing else may run beside it.
+        self.solo = solo
+        #: How often a process died while it ran alone, over all runs.
+        self.crashes = crashes
+        #: Not to be tried before, on the scheduler's timeline.
+        self.due = due
 
     @property
     def number(self) -> int:
@@ -58,8 +67,7 @@ class Entry:
         return self.used + 1
 
 
-@attrs.frozen
-class Rules:
+class Rules(NamedTuple):
     """The knobs of a batch, in seconds where they are times."""
 
     guarded: bool = False
@@ -84,25 +92,20 @@ class Need(enum.Enum):
     GUARD = enum.auto()
 
 
-# Values that nobody changes. `frozen` would have each field set by a function: made for every item,
-# these cost three times as much then.
-@attrs.define
-class Run:
+class Run(NamedTuple):
     """Run this item now; answer `finished`, `failed`, `limited` or `returned`."""
 
     entry: Entry
 
 
-@attrs.define
-class Wait:
+class Wait(NamedTuple):
     """Nothing to hand out until `until`, or until something happens (None)."""
 
     until: float | None
     why: Literal["limit", "retry", "busy"]
 
 
-@attrs.define
-class Stop:
+class Stop(NamedTuple):
     """Nothing is running, and nothing more will: the end, or `reason`."""
 
     reason: StopReason | None

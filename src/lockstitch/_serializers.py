@@ -15,19 +15,17 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from json.encoder import c_make_encoder  # type: ignore[attr-defined] # not in the stubs
 from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, Protocol, SupportsIndex, cast, runtime_checkable
-from uuid import UUID
+from typing import Any, NamedTuple, Protocol, SupportsIndex, cast, runtime_checkable
 
 import attrs
 import cattrs
-from cattrs.preconf.json import make_converter
 
 from ._errors import SerializationFailed, UsageError
 
@@ -57,6 +55,12 @@ class Serializer(Protocol):
 
 
 def _converter() -> cattrs.Converter:
+    # Imported here because it takes a tenth of what the whole package does, and a script that only
+    # decorates its functions needs none of it.
+    from uuid import UUID  # noqa: PLC0415
+
+    from cattrs.preconf.json import make_converter  # noqa: PLC0415
+
     converter = make_converter()
     converter.register_unstructure_hook_func(
         lambda cls: isinstance(cls, type) and issubclass(cls, PurePath), str
@@ -89,8 +93,10 @@ class JSONSerializer:
     def __init__(self, converter: cattrs.Converter | None = None) -> None:
         self._is_ours = converter is None
         self.converter: cattrs.Converter = _converter() if converter is None else converter
-        #: As `dumps`, to a text.
-        self.encode_text: Callable[[object], str] = _encoder(self.converter.unstructure)
+        #: The pieces of what `dumps` returns.
+        self.iterencode: Callable[[object, int], Iterable[str]] = _encoder(
+            self.converter.unstructure
+        )
 
     def dumps(self, value: Any, /) -> bytes:
         """Return `value` as JSON on one line.
@@ -98,7 +104,7 @@ class JSONSerializer:
         Raises:
             ValueError, TypeError: `value` is nothing that JSON or the converter can hold.
         """
-        return self.encode_text(value).encode("ascii")
+        return "".join(self.iterencode(value, 0)).encode("ascii")
 
     def loads(self, data: bytes, /) -> Any:
         """Return the plain value that the JSON holds; structuring is the checkpoint's part."""
@@ -119,29 +125,28 @@ class JSONSerializer:
         return JSONSerializer, ()
 
 
-@attrs.frozen
-class Encoded:
+class Encoded(NamedTuple):
     """A value that a worker has made JSON of, with the codec of the store that it goes into."""
 
     fragment: bytes
 
 
-def _encoder(default: Callable[[Any], Any]) -> Callable[[object], str]:
-    """As `json.JSONEncoder.encode`, which makes a new encoder in C at each call, but made once."""
+def _encoder(default: Callable[[Any], Any]) -> Callable[[object, int], Iterable[str]]:
+    """As `json.JSONEncoder.iterencode`, which makes a new encoder in C at each call, made once."""
     if c_make_encoder is None:
-        return json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=default).encode
+        encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=default)
+        return lambda value, _: encoder.iterencode(value)
+
     # Markers of None: what contains itself ends in a RecursionError, and costs nobody else a thing.
-    iterate = c_make_encoder(None, default, quote, None, ":", ",", False, False, False)
-
-    return lambda value: "".join(iterate(value, 0))
+    return c_make_encoder(None, default, quote, None, ":", ",", False, False, False)  # type: ignore[no-any-return] # not in the stubs
 
 
-@attrs.frozen(eq=False, repr=False)
 class _Module:
     """A module with `dumps` and `loads` as a serializer."""
 
-    module: ModuleType
-    is_json: bool
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.is_json: bool = _writes_json(module)
 
     @property
     def name(self) -> str:
@@ -173,7 +178,7 @@ def as_serializer(given: object) -> Serializer:
     if given is None:
         return JSONSerializer()
     if isinstance(given, ModuleType) and hasattr(given, "dumps") and hasattr(given, "loads"):
-        return _Module(given, _writes_json(given))
+        return _Module(given)
     if isinstance(given, type) or not isinstance(given, Serializer):
         raise UsageError(
             f"serializer= takes an object with name, is_json, dumps and loads, or a module such as "
@@ -213,12 +218,14 @@ class Codec:
         self._strict = type(self.serializer) is JSONSerializer
         # A module has shown that it writes JSON; of a user's own object there is only its word.
         self._trusted = self._strict or isinstance(self.serializer, _Module)
-        module = self.serializer.module if isinstance(self.serializer, _Module) else json
-        self._dumps, self._loads = module.dumps, module.loads
-        self._encode = (
-            self.serializer.encode_text if isinstance(self.serializer, JSONSerializer) else None
-        )
-        self._quick = result_type is None and (self._strict or _is_plain(module))
+        # What a value without a `result_type` is written with, the short way.
+        self._iterencode: Callable[[object, int], Iterable[str]] | None = None
+        self._module: ModuleType | None = None
+        if result_type is None and isinstance(self.serializer, JSONSerializer) and self._strict:
+            self._iterencode = self.serializer.iterencode
+        if result_type is None and isinstance(self.serializer, _Module):
+            module = self.serializer.module
+            self._module = module if _is_plain(module) else None
         if result_type is not None and not self.serializer.is_json:
             raise UsageError(
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
@@ -237,8 +244,19 @@ class Codec:
         """
         if type(value) is Encoded:
             return value.fragment
-        if self._quick and (quick := self._quickly(value)) is not None:
-            return quick
+        # Nearly every value raises no question. Any other goes the long way, which meets the same
+        # error again and says what is wrong.
+        try:
+            if self._iterencode is not None:
+                text = "".join(self._iterencode(value, 0))
+                if (_scan(text, 0)[0] == value) is True:
+                    return text.encode("ascii")
+            elif self._module is not None:
+                data = self._module.dumps(value)
+                if (self._module.loads(data) == value) is True and data.isascii():
+                    return bytes(data)
+        except Exception:  # noqa: BLE001, S110 - see above
+            pass
         fragment = self._fragment(id, value)
         try:
             back = self._read_back(fragment)
@@ -258,20 +276,6 @@ class Codec:
             raise SerializationFailed(id, *difference)
 
         return fragment
-
-    def _quickly(self, value: object) -> bytes | None:
-        """Return the JSON of a value that raises no question; any other goes the long way."""
-        try:
-            if self._encode is not None:
-                text = self._encode(value)
-                same, data = _scan(text, 0)[0] == value, text.encode("ascii")
-            else:
-                data = self._dumps(value)
-                same = data.isascii() and self._loads(data) == value
-        except Exception:  # noqa: BLE001 - the long way meets it again, and says what is wrong
-            return None
-
-        return data if same is True and isinstance(data, bytes) else None
 
     def _read_back(self, fragment: bytes) -> Any:
         # What is not known to be JSON goes the way that a reader will take, through the line.

@@ -10,17 +10,19 @@ import logging
 import queue
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._attempt import Attempt, Outcome
 from ._clock import Clock
 from ._guard import Check, ask
 from ._input import Input, twice
 from ._model import ErrorInfo, Failure, Limit, duration
-from ._progress import Progress, Reporter
 from ._run import FAILED, Run
 from ._scheduler import Decision, Entry, Need, Rules, Scheduler, Stop, Verdict, Wait
 from ._scheduler import Run as HandOut
+
+if TYPE_CHECKING:
+    from ._progress import Reporter
 
 logger = logging.getLogger("lockstitch")
 
@@ -151,6 +153,8 @@ class Session(Generic[T]):
         """Report where the batch stands, if somebody wants to know."""
         if self._report is None or (finished and not self.ends):
             return
+        from ._progress import Progress  # noqa: PLC0415 - only where somebody watches
+
         run, scheduler, now = self.run, self.scheduler, self._clock.now()
         # What ran when the limit came may finish during the pause; it is a pause all the same.
         until = None if finished or self._paused_since is None else scheduler.resume_at
@@ -216,31 +220,31 @@ class Session(Generic[T]):
     def _draw(self) -> None:
         """Draw until an item is pending, or until the input, or this pass, is at its end."""
         run, scheduler = self.run, self.scheduler
+        id_of, on_skip, status_of = self.input.id_of, self.on_skip, run.store.ledger.status
         for item in self.input.rest():
-            id = self.input.id_of(item)
-            if not self._is_done(id):
+            id = id_of(item)
+            status = status_of(id)
+            if status is None or not self._is_done(id, status):
+                run.seen += 1
                 if id in scheduler.drawn_ids or id in run.unsaved:
                     raise twice(id)
-                self._admit(id, item, again=id in run.store.ledger.index)
+                self._admit(id, item, again=status is not None)
                 return
-            if self.on_skip is not None:
-                self.on_skip(id)
+            if on_skip is not None:
+                on_skip(id)
             if scheduler.stop_reason is not None:
                 return
         run.exhausted = True
         scheduler.exhausted()
 
-    def _is_done(self, id: str) -> bool:
+    def _is_done(self, id: str, status: str) -> bool:
+        """Count a finished item, unless it is to run again."""
         run = self.run
-        run.seen += 1
-        ledger = run.store.ledger
-        status = ledger.status(id)
-        if status is None:
-            return False
         if run.number and run.finished_here(id):
             raise twice(id)
         if self.redo is not None and self.redo(id):
             return False
+        run.seen += 1
         run.done_before += 1
         if status in FAILED:
             run.failed_before += 1
@@ -251,7 +255,10 @@ class Session(Generic[T]):
         """After an early stop, look at the rest of a sized input, so that the counts are true."""
         if self.input.size is not None and not self.run.exhausted:
             for item in self.input.rest():
-                self._is_done(self.input.id_of(item))
+                id = self.input.id_of(item)
+                status = self.run.store.ledger.status(id)
+                if status is None or not self._is_done(id, status):
+                    self.run.seen += 1
             self.run.exhausted = True
 
     def _admit(self, id: str, item: T, *, again: bool) -> None:

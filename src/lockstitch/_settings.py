@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-
-import attrs
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._errors import UsageError
 from ._guard import Check, Guards, as_checks
 from ._input import Redo, redo_test
 from ._model import Record, to_seconds
-from ._progress import Reporter, ShowProgress, as_reporter
 from ._retry import RetryPolicy
 from ._scheduler import Rules
 
+if TYPE_CHECKING:
+    from ._progress import Reporter, ShowProgress
 
-@attrs.frozen(eq=False, repr=False)
-class Settings:
+
+class Settings(NamedTuple):
     """The checked arguments of a batch, apart from checkpoint and items."""
 
     rules: Rules
@@ -69,8 +69,14 @@ def check_settings(
         # Launched again by `lockstitch supervise`: what was redone must not be paid once more.
         redo=None if os.environ.get("LOCKSTITCH_RELAUNCH") == "1" else redo,
         handle_signals=bool(handle_signals),
-        report=as_reporter(progress),
+        report=None if progress is False else _reporter(progress),
     )
+
+
+def _reporter(progress: ShowProgress) -> Reporter:
+    from ._progress import as_reporter  # noqa: PLC0415 - only where somebody watches
+
+    return as_reporter(progress)
 
 
 def check_count(value: object, name: str) -> int:

@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-import attrs
-
 from ._clock import Clock
 from ._errors import UsageError
 from ._frames import Wrong
@@ -137,21 +135,23 @@ def stats(source: Source) -> Stats:
     )
 
 
-@attrs.define(eq=False, repr=False)
 class Store:
     """The writing side. Thread-safe where `Journal.append` is."""
 
-    journal: Journal[Ledger]
-    codec: Codec
-    clock: Clock
-    redact: Redact = nothing
-    #: A config that was changed and kept; the next run line brings it into the file.
-    new_config: dict[str, Any] | None = None
-    _claimed: bool = attrs.field(init=False, default=False)
-    #: Statuses that have been found to be fit.
-    _words: set[str] = attrs.field(init=False, factory=set)
-    #: The last moment that was written down, in milliseconds since 1970, and as the file has it.
-    _moment: tuple[int, str] = attrs.field(init=False, default=(-1, ""))
+    def __init__(
+        self, journal: Journal[Ledger], codec: Codec, clock: Clock, redact: Redact = nothing
+    ) -> None:
+        self.journal = journal
+        self.codec = codec
+        self.clock = clock
+        self.redact = redact
+        #: A config that was changed and kept; the next run line brings it into the file.
+        self.new_config: dict[str, Any] | None = None
+        self._claimed = False
+        #: Statuses that have been found to be fit.
+        self._words: set[str] = set()
+        #: The last moment that was written down, in ms since 1970, and as the file has it.
+        self._moment = (-1, "")
 
     def claim(self) -> None:
         """Reserve the store for one batch; raises `UsageError` while another one has it."""
@@ -176,10 +176,13 @@ class Store:
     def _now(self) -> str:
         # Of many saves, most fall into the millisecond of the one before.
         moment = int(self.clock.wall() * 1000)
-        if moment != self._moment[0]:
-            self._moment = moment, iso(moment / 1000)
+        known, text = self._moment
+        if moment == known:
+            return text
+        text = iso(moment / 1000)
+        self._moment = moment, text
 
-        return self._moment[1]
+        return text
 
     # Items
 
@@ -197,17 +200,19 @@ class Store:
 
         Raises:
             SerializationFailed: the result cannot be stored; nothing was written.
+            UsageError: the status is no text, or one too many.
         """
-        if status not in self._words:
+        if type(status) is not str or status not in self._words:
             self._check_word(status)
         if error is not None:
             error = redacted_error(self.redact, error)
         fragment = None if error is not None and result is None else self.codec.encode(id, result)
         self.journal.append(
-            item_payload(id, status, fragment, error, attempt, seconds, self._now()), id=id
+            item_payload(id, status, fragment, error, attempt, seconds, self._now()), id
         )
 
     def _check_word(self, status: str) -> None:
+        check_text(status, "status=")
         if status not in self.ledger.statuses and len(self.ledger.statuses) > 1000:
             raise UsageError(
                 f"{self.path} holds 1,000 different statuses; a status is one of a few words, "

@@ -275,13 +275,14 @@ class Disk(Files):
         self.stored_names = dict(self.names)
         self.pending_names = []
 
-    def drop_cache(self, fd, size):
+    def drop_cache(self, fd, start, size):
         self._called("drop_cache")
         node = self.handles[fd]
         if self.drops and not node.pending:
             # The size is kept with the file and not with its pages.
             missing = max(0, len(node.seen) - len(node.stored))
-            node.seen = bytearray(node.stored[: len(node.seen)] + bytes(missing))
+            stored = node.stored[: len(node.seen)] + bytes(missing)
+            node.seen[start:] = stored[start:]
 
         return self.drops
 

@@ -147,7 +147,7 @@ class NoDirectorySync(Disk):
 class Careless(Disk):
     """Says that it has dropped its cache, and has not."""
 
-    def drop_cache(self, fd, size):
+    def drop_cache(self, fd, start, size):
         self._called("drop_cache")
 
         return True

@@ -71,8 +71,8 @@ ACCESS = (
         "child-writes",
         "a forked child has no part in the file",
         "_commit",
-        "        if self._pid != os.getpid():\n            raise UsageError(",
-        "        if self._pid == 0:\n            raise UsageError(",
+        "        if self._born != _forks:\n            raise UsageError(",
+        "        if self._born < 0:\n            raise UsageError(",
         "test_lock.py::test_a_forked_child_has_no_part_in_the_file",
     ),
     Mutant(

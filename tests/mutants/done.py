@@ -8,9 +8,17 @@ DONE = (
         "first-record-wins",
         "of several records for one id, the last one counts",
         "_ledger",
-        "                index[id] = offset << _STATUS_BITS | code\n",
-        "                index.setdefault(id, offset << _STATUS_BITS | code)\n",
+        "        self.index[id] = offset << _STATUS_BITS | code\n",
+        "        self.index.setdefault(id, offset << _STATUS_BITS | code)\n",
         "test_ledger.py::test_the_last_record_of_an_id_counts",
+    ),
+    Mutant(
+        "first-record-wins-in-a-block",
+        "what is read by the many says the same as line by line",
+        "_ledger",
+        "                index[id] = offset << _STATUS_BITS | codes[status]\n",
+        "                index.setdefault(id, offset << _STATUS_BITS | codes[status])\n",
+        "test_ledger.py::test_by_the_many_lines_say_what_they_say_one_by_one",
     ),
     Mutant(
         "crash-among-others-counted",
@@ -73,8 +81,10 @@ DONE = (
         "error-not-done",
         "every record counts as done until a redo is asked for",
         "_session",
-        "        if status is None:\n            return False\n        if run.number",
-        '        if status in (None, "error"):\n            return False\n        if run.number',
+        "            if status is None or not self._is_done(id, status):\n"
+        "                run.seen += 1",
+        '            if status in (None, "error") or not self._is_done(id, status):\n'
+        "                run.seen += 1",
         "test_batch.py::test_every_status_counts_as_done_until_a_redo_is_asked_for",
     ),
     Mutant(

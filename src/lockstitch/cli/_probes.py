@@ -94,7 +94,7 @@ def _sync_folder(folder: str) -> Finding:
 
 
 def _drop_cache(files: Files, fd: int) -> Finding:
-    if files.drop_cache(fd, 9000):
+    if files.drop_cache(fd, 0, 9000):
         return Finding("ok", "cached pages can be dropped: what is believed is what the disk holds")
 
     return Finding(

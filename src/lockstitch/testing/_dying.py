@@ -167,8 +167,8 @@ class DyingFiles(Files):
     def sync_directory(self, path: str) -> None:
         self._changing().sync_directory(path)
 
-    def drop_cache(self, fd: int, size: int) -> bool:
-        return self._alive().drop_cache(fd, size)
+    def drop_cache(self, fd: int, start: int, size: int) -> bool:
+        return self._alive().drop_cache(fd, start, size)
 
     def stat(self, fd: int) -> os.stat_result:
         return self._alive().stat(fd)

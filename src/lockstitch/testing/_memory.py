@@ -86,7 +86,7 @@ class MemoryFiles(Files):
     def sync_directory(self, path: str) -> None:
         """Nothing to do: there is no disk."""
 
-    def drop_cache(self, fd: int, size: int) -> bool:  # noqa: ARG002 - there is no cache
+    def drop_cache(self, fd: int, start: int, size: int) -> bool:  # noqa: ARG002 - there is no cache
         return True
 
     def stat(self, fd: int) -> os.stat_result:
