@@ -11,8 +11,10 @@ committed or it is not. Whoever works next and finds a write that was begun and 
 file back to the last good end and does the group again. `with` on a bare lock is the only acquire
 and release that an interrupt cannot split.
 
-What is not synced is a matter of microseconds: whoever saves takes the mutex and writes its record
-itself, and no object is made and no call is done that this record does not need.
+What is not synced is a matter of microseconds: a thread that saves one record after the other takes
+the mutex and writes each itself, and no object is made and no call is done that this record does
+not need. Threads that take turns queue all the same: two records in one write halve what they wait
+for each other.
 
 A failed write is undone, and the handle stays usable. A failed sync is never retried: the kernel
 reports it once and then forgets, and the next sync succeeds without the data being on the disk
@@ -145,6 +147,8 @@ class Committer(Generic[F]):
         #: Lines that are being written, with their offsets; those that are committed have yet to be
         #: told to the fold, which may know them already.
         self._untold: list[tuple[int, bytes]] = []
+        #: The thread that has appended last. Where several take turns, they share their writes.
+        self._latest: int | None = None
         self._unlooked = 0
         self._timer: threading.Timer | None = None
 
@@ -250,10 +254,11 @@ class Committer(Generic[F]):
             raise SerializationFailed(
                 id, "$", f"it makes a line of {len(payload)} bytes; the limit is 64 MiB"
             )
-        if sync if self.syncs else self._mutex.locked():
+        me, state = threading.get_ident(), None
+        if sync if self.syncs else me != self._latest:
+            self._latest = me
             self._share(_Ticket(payload, id))
             return
-        me, state = threading.get_ident(), None
         with self._mutex:
             self._owner = me  # as in `holding`, which costs two calls more
             try:
