@@ -248,13 +248,13 @@ class Committer(Generic[F]):
             UsageError: called in a forked child, or from a signal handler inside a save.
             SerializationFailed: it is too long; nothing was written.
         """
-        if self._owner is not None or self._born != _forks or self.poison:
+        me, state = threading.get_ident(), None
+        if self._owner == me or self._born != _forks or self.poison:
             self.check_writable()
         if len(payload) > _LONGEST:
             raise SerializationFailed(
                 id, "$", f"it makes a line of {len(payload)} bytes; the limit is 64 MiB"
             )
-        me, state = threading.get_ident(), None
         if sync if self.syncs else me != self._latest:
             self._latest = me
             self._share(_Ticket(payload, id))
@@ -264,7 +264,7 @@ class Committer(Generic[F]):
             try:
                 if not self.ready:
                     self._recover()
-                if self._queue and not self.syncs:
+                if (self._queue or self._group) and not self.syncs:
                     self._commit()
                 state = self.state
                 self._write([(payload, id)], 0, False)
