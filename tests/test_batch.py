@@ -659,6 +659,33 @@ def test_an_error_whose_text_cannot_be_made_is_booked_all_the_same(path):
     assert "RuntimeError" in error.message
 
 
+def test_a_with_that_finds_nothing_left_is_complete_without_a_loop(path):
+    """There was nothing to run, so nothing was left."""
+    ids_run(path, CASES)
+    with ResumableBatch(path, CASES, key="id") as batch:
+        pass
+    assert (batch.complete, batch.exit_code) == (True, 0)
+    with ResumableBatch(path, [*CASES, {"id": "new"}], key="id") as batch:
+        pass
+    assert (batch.complete, batch.exit_code) == (False, 2)
+
+
+def test_a_batch_with_errors_says_how_to_see_them_and_run_them_again(path, caplog):
+    """It comes to its end, and the exit code is easily overlooked."""
+
+    def work(item):
+        if item != 2:
+            raise ValueError(item)
+
+    with caplog.at_level(logging.WARNING), ResumableBatch(path, [1, 2, 3]) as batch:
+        batch.run(work)
+
+    (record,) = caplog.records
+    assert "2 error" in record.message
+    assert f"lockstitch show --errors {path}" in record.message
+    assert 'redo="error"' in record.message
+
+
 def test_logs_are_quiet_when_all_is_well(path, caplog):
     """A complete batch writes no warning."""
     with caplog.at_level(logging.WARNING):

@@ -1,5 +1,6 @@
 """The decorator: around the body of a loop, and around the whole loop."""
 
+import itertools
 import multiprocessing
 import pickle
 import threading
@@ -275,6 +276,42 @@ def test_an_item_drawn_without_a_yield_stays_pending(path):
 
     assert summary.unsaved == ("c1",)
     assert "c1" not in loop.checkpoint
+
+
+def test_after_a_skipped_item_the_result_belongs_to_the_one_that_was_drawn_last(path):
+    """Also at the end, where nothing is drawn any more."""
+
+    @resumable(path, key="id")
+    def loop(cases):
+        for case in cases:
+            if case["id"] in ("c0", "c2", "c4"):
+                yield case["id"]
+
+    summary = loop(CASES)
+
+    assert summary.unsaved == ("c1", "c3")
+    assert {record.id: record.result for record in loop.checkpoint.records()} == {
+        "c0": "c0",
+        "c2": "c2",
+        "c4": "c4",
+    }
+
+
+@pytest.mark.parametrize("ahead", [2, 5])
+def test_a_generator_that_draws_ahead_is_refused_before_it_stores_a_wrong_result(path, ahead):
+    """Its first result is the first item's, and all that is known here is the last one drawn."""
+
+    @resumable(path, key="id")
+    def loop(cases):
+        cases = iter(cases)
+        while batch := list(itertools.islice(cases, ahead)):
+            for case in batch:
+                yield case["id"]
+
+    with pytest.raises(UsageError, match="several ahead"):
+        loop(CASES)
+
+    assert list(loop.checkpoint) == []
 
 
 @pytest.mark.parametrize("kind", ["twice", "before"])

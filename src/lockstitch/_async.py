@@ -16,16 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ._attempt import Attempt, Outcome
-from ._executors import Events, drive
+from ._executors import SAVERS, Events, drive
 from ._guard import Check, ask
 from ._model import ErrorInfo, Limit
 from ._scheduler import Entry
 from ._session import Session
 
 R = TypeVar("R")
-
-#: Threads that store results: as many saves can share one sync.
-_SAVERS = 32
 
 
 class Coroutines:
@@ -140,7 +137,7 @@ async def adrive(
     """
     session.scheduler.slots = concurrency
     session.ask = asking(asyncio.get_running_loop())
-    savers = ThreadPoolExecutor(min(concurrency, _SAVERS), "lockstitch-save")
+    savers = ThreadPoolExecutor(min(concurrency, SAVERS), "lockstitch-save")
     coordinator = ThreadPoolExecutor(1, "lockstitch")
     workers = Coroutines(fn, session.events, savers, session.cancel)
     driver = drive(session, workers, book=book)

@@ -205,6 +205,13 @@ class ResumableBatch(Generic[T]):
             )
         if reason is not None:
             logger.warning("%s: %s; %s", path, summary, _advice(reason))
+        elif summary.errors:
+            logger.warning(
+                '%s: %s; `lockstitch show --errors %s` tells why, redo="error" runs them again',
+                path,
+                summary,
+                path,
+            )
 
     def _reason(
         self, session: Session[T], error: BaseException | None
@@ -222,6 +229,8 @@ class ResumableBatch(Generic[T]):
             return ("limit", True) if limited else ("failed", False)
         if session.scheduler.stop_reason is not None:
             return session.scheduler.stop_reason, False
+        if not session.run.number:
+            session.read_on()  # nothing was handed out, maybe because there is nothing left to do
 
         return self._quiet_end(session.run), False
 
@@ -617,6 +626,6 @@ def _advice(reason: StopReason) -> str:
     if reason == "errors":
         return 'find out what fails all items, then run it again with redo="error"'
     if reason == "failed":
-        return "nothing finished is lost; run it again once the exception is dealt with"
+        return "run it again once the exception is dealt with"
 
     return "run it again to go on"

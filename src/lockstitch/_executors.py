@@ -24,6 +24,10 @@ logger = logging.getLogger("lockstitch")
 
 Events = queue.SimpleQueue[Any]
 
+#: Where workers are not threads of ours, so many threads at most store what they return: each waits
+#: for a sync, and more of them share one no better.
+SAVERS = 32
+
 
 class Workers(Protocol):
     """What works on items; each put into it comes out as an event `(entry, outcome)`."""

@@ -45,24 +45,42 @@ class ResumableLoop(Generic[T]):
         An exception of the loop is yours; the item it was at is pending.
 
         Raises:
-            UsageError: the loop yielded twice for one item, or before it drew one.
+            UsageError: the loop yielded twice for one item, before it drew one, or after it drew
+                several ahead.
         """
         with ResumableBatch(self.checkpoint, items, key=self._key, **self._settings) as batch:
+            #: The last two items since a result came, and a result that is not stored yet.
             drawn: list[T] = []
-            for result in self.__wrapped__(_noting(batch, drawn)):
+            held: list[tuple[T, Any]] = []
+            for result in self.__wrapped__(_noting(batch, drawn, held)):
                 if not drawn:
                     raise UsageError(
-                        f"{self._name} must yield once for each item it draws; "
-                        "it yielded twice, or before it drew one"
+                        f"{self._name} must yield once for each item before it draws the next; "
+                        "it yielded twice for one, or before it drew one, or drew several ahead"
                     )
-                batch.save(drawn.pop(), result)
+                # After several items it belongs to the last, if the loop left the others out; if
+                # it drew them ahead, to the first. The next thing that the loop does tells.
+                ambiguous = len(drawn) > 1
+                held.append((drawn.pop(), result))
+                drawn.clear()
+                if not ambiguous:
+                    _store(batch, held)
+            _store(batch, held)
             # A loop that caught the stop itself ends here; the stop still counts.
             batch.raise_if_stopped()
 
         return batch.summary
 
 
-def _noting(batch: ResumableBatch[T], drawn: list[T]) -> Generator[T, None, None]:
+def _noting(
+    batch: ResumableBatch[T], drawn: list[T], held: list[tuple[T, Any]]
+) -> Generator[T, None, None]:
     for item in batch:
-        drawn[:] = [item]  # one drawn before it, and not yielded, stays pending
+        drawn[:] = [*drawn[-1:], item]  # one drawn before it, and not yielded, stays pending
         yield item
+        _store(batch, held)
+
+
+def _store(batch: ResumableBatch[T], held: list[tuple[T, Any]]) -> None:
+    while held:
+        batch.save(*held.pop())

@@ -23,6 +23,7 @@ from ._attempt import Attempt, Outcome
 from ._engine import Pooled, is_about_pickling, is_death, made_by, portable, sendable, size_of
 from ._envelope import Envelope, unpack
 from ._errors import UsageError
+from ._executors import SAVERS
 from ._model import ErrorInfo
 from ._scheduler import Entry
 from ._serializers import Encoded
@@ -32,9 +33,6 @@ from ._worker import Job, probe, work
 #: Items handed out for each worker: the next one is there when a worker becomes free, and no more
 #: than that runs again after a crash of the coordinator.
 _AHEAD = 2
-
-#: Threads that store results: as many saves can share one sync.
-_SAVERS = 32
 
 #: Seconds between a sign of life after a death and the next item. An engine that replaces its
 #: workers may take one that dies while it is still starting for hopeless: Dask's nannies do, and
@@ -96,7 +94,7 @@ class Pool:
         # Where saves wait for the disk, many must be able to wait at once. Where they do not, the
         # thread that brings the results is soon done with them.
         self._savers = (
-            ThreadPoolExecutor(_SAVERS, "lockstitch-save")
+            ThreadPoolExecutor(SAVERS, "lockstitch-save")
             if session.run.store.journal.syncs
             else None
         )

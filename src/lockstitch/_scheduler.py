@@ -201,9 +201,7 @@ class Scheduler:
         return None
 
     def _take(self, entry: Entry) -> None:
-        if self._held and entry is self._held[0]:
-            del self._held[0]
-        elif entry in self._held:
+        if entry in self._held:
             self._held.remove(entry)
         else:
             heapq.heappop(self._retries)

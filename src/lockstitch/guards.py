@@ -43,6 +43,7 @@ class _Cached:
         return f"cached({self._check!r}, {self._seconds:g})"
 
     def check(self) -> Limit | None:
+        """Return what the guard says, or said not long ago."""
         # Not the clock of when this was made: guards are often made where a module is imported,
         # long before a test replaces it. What was held on another clock means nothing on this one.
         clock = CLOCK.get()
@@ -117,6 +118,7 @@ class _Pyrate:
         self._cost = cost
 
     def check(self) -> Limit | None:
+        """Take what the next item costs, or return how long to wait for it."""
         granted = _plain(self._limiter.try_acquire(self._name, self._cost, blocking=False))
         if granted:
             return None
@@ -151,6 +153,7 @@ class _Limits:
         self._cost = cost
 
     def check(self) -> Limit | None:
+        """Take what the next item costs, or return how long to wait for it."""
         if _plain(self._strategy.hit(self._item, *self._identifiers, cost=self._cost)):
             return None
         if self._cost > self._item.amount:
