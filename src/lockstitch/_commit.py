@@ -94,11 +94,11 @@ class _Ticket:
         #: Which ticket of the file it is, once it is in a write.
         self.seq: int = _NEVER
         self.error: Exception | None = None
-        self.wake = threading.Lock()
-        self.wake.acquire()
+        #: What its thread waits for, if it waits.
+        self.wake: threading.Lock | None = None
 
     def poke(self) -> None:
-        if self.wake.locked():
+        if self.wake is not None and self.wake.locked():
             try:
                 self.wake.release()
             except RuntimeError:  # two pokes at once: either will do
@@ -320,15 +320,33 @@ class Committer(Generic[F]):
         while not self._finished(ticket):
             # Without a sync to share, a commit is over before a follower is asleep.
             if self.syncs and self._mutex.locked():
-                ticket.wake.acquire(timeout=_PATIENCE)
+                self._follow(ticket)
             else:
                 self._lead(ticket)
         if ticket.error is not None:
             raise ticket.error
 
+    def _follow(self, ticket: _Ticket) -> None:
+        """Wait until somebody has committed the ticket, or its thread is the next to lead."""
+        if ticket.wake is None:
+            wake = threading.Lock()
+            wake.acquire()
+            ticket.wake = wake
+        if not self._finished(ticket):  # it may have been finished before it could be woken
+            ticket.wake.acquire(timeout=_PATIENCE)
+
     def _lead(self, ticket: _Ticket) -> None:
         """Commit what is queued, unless somebody has done it; errors are in the tickets."""
-        self.holding(lambda: None if self._finished(ticket) else self._commit())
+        me = threading.get_ident()
+        with self._mutex:
+            self._owner = me  # as in `holding`
+            try:
+                if not self._finished(ticket):
+                    self._commit()
+            finally:
+                self._owner = None
+        if self._queue:
+            self._poke_next()
 
     def _poke_next(self) -> None:
         """Wake the next leader."""
@@ -350,13 +368,16 @@ class Committer(Generic[F]):
                 each.error = _copy(error, self._path)
         self._group = []
         for each in group:
-            each.poke()
+            if each.wake is not None:
+                each.poke()
 
     def _take_group(self) -> list[_Ticket]:
         """Return what the next write takes: first what an interrupt has left of the last one."""
         queue = self._queue
-        group = self._group = [each for each in self._group if not self._finished(each)]
-        size = sum([len(each.payload) for each in group])
+        group, size = self._group, 0
+        if group:
+            group = self._group = [each for each in group if not self._finished(each)]
+            size = sum([len(each.payload) for each in group])
         # Look, take, then remove: an interrupt in between leaves a ticket twice and never nowhere.
         while queue and (not group or size < _GROUP):
             ticket = queue[0]
