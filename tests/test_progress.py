@@ -367,7 +367,7 @@ def test_on_a_terminal_there_is_a_bar(path):
     code, drawn = on_a_terminal(path)
 
     assert code == 1
-    last = [each for each in drawn.split("\r") if each.strip()][-1]
+    last = [each for each in drawn.split("\r") if "%|" in each][-1]
     assert "100%" in last
     assert "40/40" in last
     assert "1 errors" in last
