@@ -670,6 +670,18 @@ def test_a_with_that_finds_nothing_left_is_complete_without_a_loop(path):
     assert (batch.complete, batch.exit_code) == (False, 2)
 
 
+def test_a_redo_that_raises_at_the_end_leaves_the_checkpoint_free(path):
+    """The exception is the caller's; the file is closed all the same."""
+    ids_run(path, CASES)
+    with (
+        pytest.raises(KeyError),
+        ResumableBatch(path, CASES, key="id", redo=lambda record: {}[record.id]) as batch,
+    ):
+        pass
+    assert not batch.checkpoint.is_open
+    assert ids_run(path, CASES) == []
+
+
 def test_a_batch_with_errors_says_how_to_see_them_and_run_them_again(path, caplog):
     """It comes to its end, and the exit code is easily overlooked."""
 

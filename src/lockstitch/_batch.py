@@ -160,9 +160,9 @@ class ResumableBatch(Generic[T]):
         traceback: TracebackType | None,
     ) -> bool:
         run, session = self._entered()
-        reason, own = self._reason(session, error)
         deferral, self._deferral = self._deferral, None
         try:
+            reason, own = self._reason(session, error)
             # A stop of the batch's own is sealed as it is, whatever was being handled just then.
             if own and error is not None and not isinstance(error, BatchStopped):
                 self._park(session, Limit.from_exception(error) or Limit())
