@@ -262,10 +262,10 @@ class Committer(Generic[F]):
         with self._mutex:
             self._owner = me  # as in `holding`, which costs two calls more
             try:
-                if not self.ready:
-                    self._recover()
                 if (self._queue or self._group) and not self.syncs:
                     self._commit()
+                if not self.ready:  # after it: what failed there is told to others
+                    self._recover()
                 state = self.state
                 self._write([(payload, id)], 0, False)
             except (OSError, LockstitchError):
@@ -303,9 +303,7 @@ class Committer(Generic[F]):
         self.holding(self._flush)
 
     def _flush(self) -> None:
-        self.bring_to_order()
-        if self._queue or self._group:
-            self._commit()
+        self.commit_queue()
         self._sync()
 
     # Waiting and leading
@@ -364,6 +362,8 @@ class Committer(Generic[F]):
             self._write([(each.payload, each.id) for each in group], len(group), self.syncs)
         except (OSError, LockstitchError) as error:
             for each in group:
+                if each.seq <= self.state[2]:
+                    continue  # it is in the file, whatever came after that
                 each.seq = _NEVER
                 each.error = _copy(error, self._path)
         self._group = []
@@ -391,6 +391,13 @@ class Committer(Generic[F]):
         return group
 
     # Writing
+
+    def commit_queue(self) -> None:
+        """Write what an interrupt has left in the queue; the mutex is held."""
+        self.bring_to_order()
+        while self._queue or self._group:
+            self._commit()
+            self.bring_to_order()  # what failed there is told to others
 
     def bring_to_order(self) -> None:
         """Make sure that the next write may begin; raises if the file takes no more."""
@@ -449,6 +456,7 @@ class Committer(Generic[F]):
         for offset, line in fresh:
             self.fold.apply(offset, line)
         self.ready = True
+        self._untold = []
         if self._later is not None and self._timer is None:
             self._sync_later(self._later)
 

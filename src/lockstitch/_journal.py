@@ -277,7 +277,7 @@ class Journal(Generic[F]):
         commit.check_writable()
 
         def replace() -> None:
-            commit.bring_to_order()
+            commit.commit_queue()  # or what is dropped now would be written later
             commit.check_unchanged()  # what somebody else put there is not ours to replace
             self._replace(keep, [], header or self.header)
 

@@ -174,7 +174,11 @@ class Ledger:
         # is a third of the time that `apply` takes for each.
         raw = b"".join(lines)
         found = _ITEMS.findall(raw.decode("ascii")) if raw.isascii() else [_OTHER] * len(lines)
-        codes = {status: self._code(status) for status in {each[1] for each in found} if status}
+        codes = {
+            status: self._code(status)
+            for status in dict.fromkeys(each[1] for each in found)
+            if status
+        }
         index, running, unfinished, last = self.index, self._running, self.unfinished, -1
         # What was there before, and how many items came since.
         known, finished = len(index), 0
