@@ -357,8 +357,7 @@ class Committer(Generic[F]):
         """Write what is queued, sync it, and wake who waits for it; the mutex is held."""
         group = self._take_group()
         try:
-            if not self.ready:
-                self._recover()
+            self.bring_to_order()
             self._write([(each.payload, each.id) for each in group], len(group), self.syncs)
         except (OSError, LockstitchError) as error:
             for each in group:

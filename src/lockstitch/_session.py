@@ -224,8 +224,7 @@ class Session(Generic[T]):
         for item in self.input.rest():
             id = id_of(item)
             status = status_of(id)
-            if status is None or not self._is_done(id, status):
-                run.seen += 1
+            if not self._is_done(id, status):
                 if id in scheduler.drawn_ids or id in run.unsaved:
                     raise twice(id)
                 self._admit(id, item, again=status is not None)
@@ -237,14 +236,16 @@ class Session(Generic[T]):
         run.exhausted = True
         scheduler.exhausted()
 
-    def _is_done(self, id: str, status: str) -> bool:
-        """Count a finished item, unless it is to run again."""
+    def _is_done(self, id: str, status: str | None) -> bool:
+        """Count an item of the input; tell whether it is left out because it is finished."""
         run = self.run
+        run.seen += 1
+        if status is None:
+            return False
         if run.number and run.finished_here(id):
             raise twice(id)
         if self.redo is not None and self.redo(id):
             return False
-        run.seen += 1
         run.done_before += 1
         if status in FAILED:
             run.failed_before += 1
@@ -256,9 +257,7 @@ class Session(Generic[T]):
         if self.input.size is not None and not self.run.exhausted:
             for item in self.input.rest():
                 id = self.input.id_of(item)
-                status = self.run.store.ledger.status(id)
-                if status is None or not self._is_done(id, status):
-                    self.run.seen += 1
+                self._is_done(id, self.run.store.ledger.status(id))
             self.run.exhausted = True
 
     def _admit(self, id: str, item: T, *, again: bool) -> None:

@@ -81,10 +81,8 @@ DONE = (
         "error-not-done",
         "every record counts as done until a redo is asked for",
         "_session",
-        "            if status is None or not self._is_done(id, status):\n"
-        "                run.seen += 1",
-        '            if status in (None, "error") or not self._is_done(id, status):\n'
-        "                run.seen += 1",
+        "        if status is None:\n            return False\n        if run.number",
+        '        if status in (None, "error"):\n            return False\n        if run.number',
         "test_batch.py::test_every_status_counts_as_done_until_a_redo_is_asked_for",
     ),
     Mutant(
