@@ -106,7 +106,7 @@ class Counting(SystemFiles):
 def _counted(name):
     def call(self, *arguments):
         self.calls[name] += 1
-        return getattr(SystemFiles, name)(self, *arguments)
+        return getattr(super(Counting, self), name)(*arguments)
 
     return call
 
