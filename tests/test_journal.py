@@ -1,10 +1,12 @@
 """The writing end: group commit, failures of the disk, interrupts."""
 
 import errno
+import itertools
 import json
 import os
 import signal
 import threading
+import tracemalloc
 from collections import Counter
 from contextlib import suppress
 
@@ -796,6 +798,190 @@ def test_without_fsync_an_interrupted_save_is_made_good(path, files):
                 assert "x" in checkpoint
     assert ids_in(path) == Counter(["x", "y", "z"])
     assert Checkpoint.verify(path).ok
+
+
+def interrupted(files, save, *, error=KeyboardInterrupt, call="write"):
+    """Let `error` come up in the middle of a save, as a signal handler would raise it."""
+
+    def interrupt(*_):
+        files.on.clear()
+        raise error
+
+    files.on[call] = interrupt
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        save()
+
+
+@pytest.mark.parametrize(("fsync", "call"), [(True, "write"), (True, "sync"), (False, "write")])
+def test_a_timeout_raised_by_a_handler_is_no_failure_of_the_disk(path, files, fsync, call, caplog):
+    """`TimeoutError` is an `OSError`, too; the save is made good, and no copy is made."""
+    with Checkpoint(path, fsync=fsync) as checkpoint:
+        fill(checkpoint)
+        inode = path.stat().st_ino
+        interrupted(
+            files, lambda: checkpoint.save("x", 1), error=TimeoutError("too long"), call=call
+        )
+        checkpoint.save("y", 1)
+        assert {"x", "y"} <= set(checkpoint)
+        assert path.stat().st_ino == inode
+    assert ids_in(path) == Counter(["i0", "i1", "i2", "x", "y"])
+    assert Checkpoint.verify(path).ok
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_timeout_while_the_file_is_replaced_gives_the_handle_up(path, files, before):
+    """Nobody knows whether it came before or after; with the wrong salt nothing may be written."""
+    checkpoint = Checkpoint(path)
+    fill(checkpoint)
+
+    def replace(source, target):
+        files.on.clear()
+        if not before:
+            os.replace(source, target)
+        raise TimeoutError("too long")
+
+    files.on["replace"] = replace
+    with pytest.raises(TimeoutError):
+        checkpoint.compact()
+    with pytest.raises(DurabilityUnknown):
+        checkpoint.save("next", 1)
+    checkpoint.close()
+    with Checkpoint(path) as again:
+        assert sorted(again) == ["i0", "i1", "i2"]
+
+
+def two_that_share(checkpoint, id="t"):
+    """Let two threads save in one group; return how each of their calls ended."""
+    commit, ended = checkpoint._store.journal._commit, {}
+
+    def save(number):
+        try:
+            checkpoint.save(f"{id}{number}", number)
+        except BaseException as error:
+            ended[f"{id}{number}"] = type(error)
+        else:
+            ended[f"{id}{number}"] = f"{id}{number}" in checkpoint
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(2)]
+    with commit._mutex:
+        for thread in threads:
+            thread.start()
+        while len(commit._queue) < 2:
+            os.sched_yield()
+    for thread in threads:
+        thread.join()
+
+    return ended
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("too long"), UsageError("no")])
+@pytest.mark.parametrize("call", ["write", "sync", "truncate"])
+def test_what_interrupts_a_leader_is_not_told_to_who_follows(path, files, error, call):
+    """The leader gets what its signal handler raised; the others' records are saved."""
+    with Checkpoint(path) as checkpoint:
+        fill(checkpoint)
+
+        def interrupt(*_):
+            files.on.clear()
+            raise error
+
+        files.on[call] = interrupt
+        if call == "truncate":  # of a write that is being undone
+            files.on["write"] = files.failing(errno.ENOSPC)
+        ended = two_that_share(checkpoint)
+        assert sorted(ended.values(), key=str) == sorted([type(error), True], key=str)
+    assert ids_in(path) == Counter(["i0", "i1", "i2", "t0", "t1"])
+    assert Checkpoint.verify(path).ok
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_who_is_told_saved_finds_its_record(path, files, monkeypatch, broken):
+    """Also where the leader was interrupted just after the commit, and the disk fails then."""
+    checkpoint = Checkpoint(path)
+    fill(checkpoint)
+    fold = checkpoint._store.journal.fold
+    apply = type(fold).apply
+
+    def interrupt(*_):
+        monkeypatch.setattr(type(fold), "apply", apply)
+        if broken:
+            files.on["truncate"] = files.failing(errno.EIO, times=99)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(fold), "apply", interrupt)
+    ended = two_that_share(checkpoint)
+    files.on.clear()
+    # A disk that fails takes nothing back: both are in the file, whatever its index knows.
+    assert sorted(ended.values(), key=str) == sorted([KeyboardInterrupt, not broken], key=str)
+    checkpoint.close()
+    assert ids_in(path) == Counter(["i0", "i1", "i2", "t0", "t1"])
+
+
+def test_a_flush_that_cannot_commit_what_an_interrupt_has_left_says_so(path, files):
+    """The disk failed, and what was promised to be on it is not."""
+    checkpoint = Checkpoint(path)
+    fill(checkpoint)
+    interrupted(files, lambda: checkpoint.save("x", 1))
+    syncs = itertools.count(1)
+
+    def sync(fd):
+        if next(syncs) == 2:  # the first one is that of the cut
+            raise OSError(errno.EIO, "no")
+        os.fdatasync(fd)
+
+    files.on.update({"sync": sync, "create": files.failing(errno.ENOSPC)})
+    with pytest.raises(DurabilityUnknown):
+        checkpoint.flush()
+    files.on.clear()
+    checkpoint.close()
+    assert next(syncs) == 3, "a sync that failed was tried again"
+
+
+def test_nothing_is_saved_on_a_handle_that_another_record_has_just_given_up(path, files):
+    """What an interrupt had left is written first; that it fails is no success of the next."""
+    checkpoint = Checkpoint(path, fsync=False)
+    fill(checkpoint)
+    interrupted(files, lambda: checkpoint.save("x", 1))
+    checkpoint.save("y", 1)
+    interrupted(files, lambda: checkpoint.save("z", 1))
+    checkpoint._store.journal._commit.bring_to_order()
+
+    def write(fd, data):
+        files.on["truncate"] = files.failing(errno.EIO, times=99)
+        del files.on["write"]
+        raise OSError(errno.ENOSPC, "full")
+
+    files.on["write"] = write
+    with pytest.raises(DurabilityUnknown):
+        checkpoint.save("next", 1)
+    files.on.clear()
+    checkpoint.close()
+    assert "next" not in ids_in(path)
+
+
+def test_what_is_forgotten_does_not_come_back_from_an_interrupted_save(path, files):
+    """What an interrupt has left is written before the file is rewritten, and not after it."""
+    with Checkpoint(path, fsync=False) as checkpoint:
+        fill(checkpoint)
+        interrupted(files, lambda: checkpoint.save("i0", "again"))
+        checkpoint.forget(["i0"])
+        checkpoint.save("y", 1)
+    assert ids_in(path) == Counter(["i1", "i2", "y"])
+
+
+def test_a_record_is_not_kept_in_memory_once_it_is_saved(path):
+    """However large it was."""
+    large = "x" * (4 << 20)
+    with Checkpoint(path, fsync=False) as checkpoint:
+        fill(checkpoint)
+        tracemalloc.start()
+        try:
+            checkpoint.save("large", large)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert kept < len(large) // 4
 
 
 def test_a_compaction_interrupted_anywhere_loses_nothing(tmp_path, files):

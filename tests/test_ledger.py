@@ -1,5 +1,8 @@
 """The fold over the lines of a file."""
 
+import itertools
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +118,58 @@ def test_a_line_applied_twice_changes_nothing(events):
     assert fold(payloads, twice=True)[0].seconds == fold(payloads)[0].seconds
 
 
+def interrupted_after(steps):
+    """Return a trace function that interrupts the fold when it has done so many lines of code."""
+    left = iter(range(steps))
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith("_ledger.py"):
+            return None
+        if event == "line" and next(left, None) is None:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_a_line_whose_application_was_interrupted_is_applied_again():
+    """At every line of code, in every kind of record: the state is that of a quiet day."""
+    payloads = [
+        run(1, config={"x": 1}),
+        start_payload("a", 1),
+        run(2, config={"x": 2}),
+        start_payload("a", 2),
+        payload("died", "a", crashes=2, at=AT),
+        start_payload("b", 1),
+        retry_payload("b", 1, ERROR, 1.0, AT),
+        value_payload("cursor", "c", b"1"),
+        value_payload("step", "c", b"1", name="x"),
+        item("b", "fail"),
+        item("b"),
+        pause(),
+        end(2, "limit"),
+    ]
+    whole, lines = fold(payloads)
+    interrupts, previous = 0, sys.gettrace()
+    for steps in itertools.count():
+        ledger, before = Ledger(), interrupts
+        for offset, line in lines.items():
+            try:
+                sys.settrace(interrupted_after(steps))
+                ledger.apply(offset, line)
+            except KeyboardInterrupt:
+                interrupts += 1
+                ledger.apply(offset, line)
+            finally:
+                sys.settrace(previous)
+        assert told(ledger) == told(whole), steps
+        if interrupts == before:
+            break
+
+    assert interrupts > 100
+
+
 @settings(max_examples=400)
 @given(st.lists(EVENTS, max_size=25), st.lists(st.integers(1, 8), max_size=25))
 def test_by_the_many_lines_say_what_they_say_one_by_one(events, sizes):
@@ -127,6 +182,7 @@ def test_by_the_many_lines_say_what_they_say_one_by_one(events, sizes):
             again.apply_all([tuple(zip(*block, strict=True))])
 
     assert told(again) == told(ledger)
+    assert list(again.by_status()) == list(ledger.by_status())
     assert (again.last, again.last_item, again.sealed) == (
         ledger.last,
         ledger.last_item,

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import pickle
+import re
 import threading
 
 import pytest
@@ -312,6 +313,32 @@ def test_a_generator_that_draws_ahead_is_refused_before_it_stores_a_wrong_result
         loop(CASES)
 
     assert list(loop.checkpoint) == []
+
+
+def test_a_generator_that_stays_an_item_ahead_is_told_which_results_to_forget(path):
+    """It looks like one that leaves its first item out, until it yields once more at the end."""
+
+    @resumable(path, key="id")
+    def loop(cases):
+        before = None
+        for case in cases:
+            if case["id"] in ("c0", "c1"):  # in step so far
+                yield case["id"]
+                continue
+            if before is not None:
+                yield before["id"]
+            before = case
+        yield before["id"]
+
+    with pytest.raises(UsageError, match="an item ahead") as caught:
+        loop(CASES)
+    checkpoint = loop.checkpoint
+    wrong = [record.id for record in checkpoint.records() if record.id != record.result]
+    command = re.search(r"checkpoint\.forget\(.*\)", str(caught.value))[0]
+    eval(command)  # what the user is told to type
+
+    assert wrong == ["c3", "c4"]
+    assert list(checkpoint) == ["c0", "c1"]
 
 
 @pytest.mark.parametrize("kind", ["twice", "before"])

@@ -37,7 +37,7 @@ from ._errors import (
     SerializationFailed,
     UsageError,
 )
-from ._files import Files, write_all
+from ._files import Files, is_of_system, write_all
 from ._frames import MAX_LINE, seal
 from ._reading import Fold
 
@@ -86,16 +86,23 @@ if hasattr(os, "register_at_fork"):
 class _Ticket:
     """One record that waits for a leader."""
 
-    __slots__ = ("error", "id", "payload", "seq", "wake")
+    __slots__ = ("done", "error", "id", "payload", "seq", "wake")
 
     def __init__(self, payload: bytes, id: str) -> None:
         self.payload = payload
         self.id = id
         #: Which ticket of the file it is, once it is in a write.
         self.seq: int = _NEVER
+        #: It is committed, and the fold knows it.
+        self.done = False
         self.error: Exception | None = None
         #: What its thread waits for, if it waits.
         self.wake: threading.Lock | None = None
+
+    @property
+    def over(self) -> bool:
+        """True once its thread may go on."""
+        return self.done or self.error is not None
 
     def poke(self) -> None:
         if self.wake is not None and self.wake.locked():
@@ -268,11 +275,9 @@ class Committer(Generic[F]):
                     self._recover()
                 state = self.state
                 self._write([(payload, id)], 0, False)
-            except (OSError, LockstitchError):
-                raise
-            except BaseException:
-                # Nobody has been told that it is saved; if it can still be, it will be.
-                if self.state is state:
+            except BaseException as error:
+                # Interrupted. Nobody has been told that it is saved; if it can be, it will be.
+                if self.state is state and not self._failed(error):
                     self._queue.append(_Ticket(payload, id))
                 raise
             finally:
@@ -308,14 +313,11 @@ class Committer(Generic[F]):
 
     # Waiting and leading
 
-    def _finished(self, ticket: _Ticket) -> bool:
-        return ticket.seq <= self.state[2] or ticket.error is not None
-
     def _share(self, ticket: _Ticket) -> None:
         """Return once a ticket is committed, by this thread or another one."""
         # Queued before the mutex is asked for: who has it takes along whoever waits for it.
         self._queue.append(ticket)
-        while not self._finished(ticket):
+        while not ticket.over:
             # Without a sync to share, a commit is over before a follower is asleep.
             if self.syncs and self._mutex.locked():
                 self._follow(ticket)
@@ -330,7 +332,7 @@ class Committer(Generic[F]):
             wake = threading.Lock()
             wake.acquire()
             ticket.wake = wake
-        if not self._finished(ticket):  # it may have been finished before it could be woken
+        if not ticket.over:  # or it was finished before it could be woken
             ticket.wake.acquire(timeout=_PATIENCE)
 
     def _lead(self, ticket: _Ticket) -> None:
@@ -339,7 +341,7 @@ class Committer(Generic[F]):
         with self._mutex:
             self._owner = me  # as in `holding`
             try:
-                if not self._finished(ticket):
+                if not ticket.over:
                     self._commit()
             finally:
                 self._owner = None
@@ -358,34 +360,50 @@ class Committer(Generic[F]):
         group = self._take_group()
         try:
             self.bring_to_order()
-            self._write([(each.payload, each.id) for each in group], len(group), self.syncs)
+            fresh = [each for each in group if each.seq > self.state[2]]
+            if fresh:
+                self._write([(each.payload, each.id) for each in fresh], len(fresh), self.syncs)
         except (OSError, LockstitchError) as error:
+            if not self._failed(error):
+                raise
             for each in group:
-                if each.seq <= self.state[2]:
-                    continue  # it is in the file, whatever came after that
-                each.seq = _NEVER
-                each.error = _copy(error, self._path)
-        self._group = []
+                if each.seq > self.state[2]:  # else it is in the file, whatever came after that
+                    each.seq = _NEVER
+                    each.error = _copy(error, self._path)
         for each in group:
+            each.done = each.error is None
             if each.wake is not None:
                 each.poke()
+        self._group = []
+
+    def _failed(self, error: BaseException) -> bool:
+        """Tell what a write has raised from what a signal handler has while it was going on."""
+        if isinstance(error, OSError):
+            return is_of_system(error)
+
+        return isinstance(error, LockstitchError) and (bool(self.poison) or self.fd < 0)
 
     def _take_group(self) -> list[_Ticket]:
-        """Return what the next write takes: first what an interrupt has left of the last one."""
+        """Return what the next write takes: first what an interrupt has left of the last one.
+
+        Of that some may be committed, and not have been told so.
+        """
         queue = self._queue
         group, size = self._group, 0
         if group:
-            group = self._group = [each for each in group if not self._finished(each)]
+            group = self._group = [each for each in group if not each.over]
             size = sum([len(each.payload) for each in group])
         # Look, take, then remove: an interrupt in between leaves a ticket twice and never nowhere.
         while queue and (not group or size < _GROUP):
             ticket = queue[0]
-            if ticket not in group[-1:] and not self._finished(ticket):
+            if ticket not in group[-1:] and not ticket.over:
                 group.append(ticket)
                 size += len(ticket.payload)
             queue.popleft()
-        for seq, each in enumerate(group, self.state[2] + 1):
-            each.seq = seq
+        seq = self.state[2]
+        for each in group:
+            if each.seq > self.state[2]:
+                each.seq = seq = seq + 1
 
         return group
 
@@ -444,6 +462,8 @@ class Committer(Generic[F]):
             try:
                 self._files.sync(self.fd)
             except OSError as error:
+                if not is_of_system(error):
+                    raise
                 self._rescue(error, [line for _, line in fresh], records)
                 self.state = (*self.state[:2], done + tickets)
                 return
@@ -465,6 +485,8 @@ class Committer(Generic[F]):
             self._files.truncate(self.fd, self.end)
             self._files.sync(self.fd)
         except OSError as error:
+            if not is_of_system(error):
+                raise  # the cut is made when somebody writes next
             self.give_up(f"a failed write could not be undone ({error})", error, records)
 
     def give_up(
@@ -502,6 +524,8 @@ class Committer(Generic[F]):
         try:
             self._files.sync(self.fd)
         except OSError as error:
+            if not is_of_system(error):
+                raise
             self._rescue(error, [], [])
         else:
             self.proven = n
@@ -534,6 +558,8 @@ class Committer(Generic[F]):
         try:
             self._rescue_by(lines)
         except (OSError, CheckpointDamaged) as again:
+            if isinstance(again, OSError) and not is_of_system(again):
+                raise
             reason = f"a sync failed ({error}), and so did writing a copy ({again})"
             self.give_up(reason, error, records)
         except DurabilityUnknown:  # the copy has taken the file's name, or maybe not
@@ -546,6 +572,6 @@ class Committer(Generic[F]):
 def _copy(error: Exception, path: str) -> Exception:
     # One exception raised in several threads would collect the tracebacks of all of them.
     if isinstance(error, OSError):
-        return type(error)(error.errno, error.strerror, error.filename or path)
+        return OSError(error.errno, error.strerror, error.filename or path)
 
     return type(error)(*error.args)

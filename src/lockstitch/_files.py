@@ -52,7 +52,7 @@ class Files(Protocol):
 
     def close(self, fd: int) -> None: ...
 
-    def write(self, fd: int, data: bytes | memoryview) -> int:
+    def write(self, fd: int, data: bytes | memoryview, /) -> int:
         """Append, and return how many bytes were taken, which may be fewer than given."""
         ...
 
@@ -273,6 +273,15 @@ def write_all(files: Files, fd: int, data: bytes) -> None:
     taken = files.write(fd, data)
     while taken < len(data):  # nearly never: a disk that is getting full, a limit on sizes
         taken += files.write(fd, memoryview(data)[taken:])
+
+
+def is_of_system(error: OSError) -> bool:
+    """Tell an error of the system from one of a signal handler that ran while it was at work.
+
+    `TimeoutError("too long")`, what handlers of SIGALRM like to raise, is an `OSError` as well. It
+    says nothing about the file; and it has no error number, which the system always gives.
+    """
+    return error.errno is not None
 
 
 def read_lines(files: Files, fd: int, start: int, longest: int) -> Iterator[bytes]:

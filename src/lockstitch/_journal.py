@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ._clock import CLOCK
 from ._commit import Committer
 from ._errors import UsageError
-from ._files import Files, SystemFiles, discard, read_blocks, write_all
+from ._files import Files, SystemFiles, discard, is_of_system, read_blocks, write_all
 from ._frames import MAX_LINE, Scan, Wrong, strip_seal, unseal
 from ._lock import Lock, RunLock
 from ._publish import create, keep_aside, new_salt, set_aside, write_new
@@ -29,6 +29,12 @@ Keep = Callable[[int, bytes], bool]
 
 #: Bytes at the end of a file in which its `end` line is looked for; whole pages.
 _TAIL = 1 << 16
+
+
+class Append(Protocol):
+    """See `Committer.append`."""
+
+    def __call__(self, payload: bytes, id: str = "", sync: bool = True) -> None: ...
 
 
 class Storage(NamedTuple):
@@ -70,9 +76,9 @@ class Journal(Generic[F]):
         self._new_fold = fold
         self._commit: Committer[F] = Committer(storage.files, path, fsync, self._republish)
         # One call less for each record than methods that pass it on.
-        self.append = self._commit.append
-        self.append_now = self._commit.append_now
-        self.flush = self._commit.flush
+        self.append: Append = self._commit.append
+        self.append_now: Callable[[bytes], bool] = self._commit.append_now
+        self.flush: Callable[[], None] = self._commit.flush
 
     @property
     def size(self) -> int:
@@ -312,7 +318,9 @@ class Journal(Generic[F]):
         self._files.close(fd)
         try:
             self._files.replace(temporary, self.path)
-        except OSError:
+        except OSError as error:
+            if not is_of_system(error):
+                raise  # of a handler: it may have come before or after the file was replaced
             commit.fd = self._reopen()
             commit.midway, commit.ready = before, was_ready
             raise

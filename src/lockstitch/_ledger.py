@@ -56,11 +56,20 @@ _OF_ITEMS = frozenset({"retry", "back", "died", "cursor", "step"})
 class Run:
     """One run, as its `run` line and what followed tell."""
 
-    def __init__(self, number: int, offset: int, at: datetime | None, boot: str) -> None:
+    def __init__(
+        self,
+        number: int,
+        offset: int,
+        at: datetime | None,
+        boot: str,
+        found: tuple[set[str], dict[str, int]],
+    ) -> None:
         self.number = number
         self.offset = offset
         self.at = at
         self.boot = boot
+        #: Suspects and crash counts as it found them; see `Ledger.after_death`.
+        self.found = found
         #: A stop had been asked for: what died afterwards did not crash.
         self.stop: str = ""
         #: Why it ended; empty while it goes on, and for ever if its process died.
@@ -283,12 +292,16 @@ class Ledger:
                 self._apply_end(offset, data)
 
     def _apply_run(self, offset: int, data: dict[str, Any]) -> None:
-        if self.runs and self.runs[-1].offset == offset:
+        if offset <= self.last:
             return
-        run = Run(int(data["run"]), offset, instant(data["at"]), str(data.get("boot", "")))
-        self.suspects, self.crashes = self.after_death(run.boot)
+        # All that depends on the run before is in the run, which comes in with one step: if an
+        # interrupt strikes behind it, the line is applied again and only the rest is.
+        if not self.runs or self.runs[-1].offset != offset:
+            number, at, boot = int(data["run"]), instant(data["at"]), str(data.get("boot", ""))
+            self.runs.append(Run(number, offset, at, boot, self.after_death(boot)))
+        run = self.runs[-1]
+        self.suspects, self.crashes = run.found
         self.unfinished |= self.suspects | self.crashes.keys()
-        self.runs.append(run)
         self._running = run.open
         if "config" in data:
             self.config = dict(data["config"])

@@ -52,17 +52,17 @@ class ResumableLoop(Generic[T]):
             #: The last two items since a result came, and a result that is not stored yet.
             drawn: list[T] = []
             held: list[tuple[T, Any]] = []
+            #: Results since the loop has first drawn again without a yield.
+            late = 0
             for result in self.__wrapped__(_noting(batch, drawn, held)):
                 if not drawn:
-                    raise UsageError(
-                        f"{self._name} must yield once for each item before it draws the next; "
-                        "it yielded twice for one, or before it drew one, or drew several ahead"
-                    )
+                    raise UsageError(self._refusal(late - len(held)))
                 # After several items it belongs to the last, if the loop left the others out; if
                 # it drew them ahead, to the first. The next thing that the loop does tells.
                 ambiguous = len(drawn) > 1
                 held.append((drawn.pop(), result))
                 drawn.clear()
+                late += late > 0 or ambiguous
                 if not ambiguous:
                     _store(batch, held)
             _store(batch, held)
@@ -70,6 +70,20 @@ class ResumableLoop(Generic[T]):
             batch.raise_if_stopped()
 
         return batch.summary
+
+    def _refusal(self, late: int) -> str:
+        said = (
+            f"{self._name} must yield once for each item before it draws the next; "
+            "it yielded twice for one, or before it drew one, or drew several ahead"
+        )
+        if late:
+            said += (
+                f". If it stays an item ahead, its last {late} results are stored, each under the "
+                "id of the item after its own: forget them with checkpoint.forget("
+                f"[record.id for record in [*checkpoint.records()][-{late}:]])"
+            )
+
+        return said
 
 
 def _noting(

@@ -50,16 +50,16 @@ class Entry:
         crashes: int = 0,
         due: float = -math.inf,
     ) -> None:
-        self.id = id
-        self.item = item
+        self.id: str = id
+        self.item: Any = item
         #: Attempts that failed before this one, over all runs.
-        self.used = used
+        self.used: int = used
         #: It was running when a process died, so nothing else may run beside it.
-        self.solo = solo
+        self.solo: bool = solo
         #: How often a process died while it ran alone, over all runs.
-        self.crashes = crashes
+        self.crashes: int = crashes
         #: Not to be tried before, on the scheduler's timeline.
-        self.due = due
+        self.due: float = due
 
     @property
     def number(self) -> int:

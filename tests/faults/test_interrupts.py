@@ -53,22 +53,26 @@ from collections import Counter
 from lockstitch import Checkpoint
 faulthandler.dump_traceback_later(200, exit=True)
 path, fsync, others, goal = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+interrupts = [KeyboardInterrupt, TimeoutError]
 armed, hits, calls, number = False, 0, Counter(), 0
 rng, longest = random.Random(1), 6e-4 if not fsync else 4e-3
 def handler(*_):
     global armed
     if armed:
         armed = False
-        raise KeyboardInterrupt
+        raise interrupts[hits % 2]("of a handler")
 checkpoint = Checkpoint(path, fsync=fsync)
 checkpoint.save("first", 0)
-stop, done = threading.Event(), []
+stop, done, failed = threading.Event(), [], []
 def beside(thread):
     count = 0
-    while not stop.is_set():
-        checkpoint.save(f"t{thread}-{count}", count)
-        done.append(f"t{thread}-{count}")
-        count += 1
+    try:
+        while not stop.is_set():
+            checkpoint.save(f"t{thread}-{count}", count)
+            done.append(f"t{thread}-{count}")
+            count += 1
+    except BaseException as error:
+        failed.append(error)
 threads = [threading.Thread(target=beside, args=(each,)) for each in range(others)]
 for thread in threads:
     thread.start()
@@ -83,12 +87,14 @@ while hits < goal:
         armed = False
         acknowledged.append(f"i{number}")
         number += 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TimeoutError) as error:
+        assert str(error) == "of a handler", error
         hits += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
 stop.set()
 for thread in threads:
     thread.join()
+assert not failed, failed
 for id in acknowledged + done:
     assert id in checkpoint, id
 checkpoint.close()
@@ -111,7 +117,7 @@ print(hits, len(acknowledged), len(done))
 def test_an_interrupt_at_any_moment_loses_doubles_and_hangs_nothing(
     tmp_path, run_child, trials, fsync, others, goal
 ):
-    """Ctrl-C again and again, alone and beside other savers."""
+    """Ctrl-C and timeouts, again and again, alone and beside other savers, who notice nothing."""
     path = tmp_path / "run.jsonl"
     hits, saves, beside = map(int, run_child(INTERRUPTS, path, fsync, others, goal).split())
     trials(9, hits + saves + beside)
