@@ -191,6 +191,24 @@ def test_importing_brings_nothing_that_was_not_asked_for():
     assert not loaded & {"asyncio", "multiprocessing", "tqdm", "orjson", "dask", "ray", "argparse"}
 
 
+def test_who_stores_plain_data_does_not_pay_for_cattrs(tmp_path):
+    """It is imported for the first value that JSON does not know; none of these is one."""
+    code = """if True:
+        import sys
+        from lockstitch import *
+        for run in range(2):
+            with ResumableBatch("run.jsonl", ["a", "b"]) as batch:
+                batch.run(lambda item: {"a": [1, "x", None]})
+        Checkpoint("run.jsonl", read_only=True)["a"]
+        print("cattrs" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+
+    assert done.stdout == "False\n"
+
+
 def test_nothing_is_shared_between_batches_at_module_level():
     """No module keeps mutable state: no list, dict or set at its top level that is not constant."""
     for name in modules():

@@ -22,12 +22,14 @@ from json.encoder import c_make_encoder  # type: ignore[attr-defined] # not in t
 from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol, SupportsIndex, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsIndex, cast, runtime_checkable
 
 import attrs
-import cattrs
 
 from ._errors import SerializationFailed, UsageError
+
+if TYPE_CHECKING:
+    import cattrs
 
 _ESCAPE = re.compile(r"[^\x00-\x7f]")
 
@@ -55,8 +57,8 @@ class Serializer(Protocol):
 
 
 def _converter() -> cattrs.Converter:
-    # Imported here because it takes a tenth of what the whole package does, and a script that only
-    # decorates its functions needs none of it.
+    # Imported here because it takes a sixth of what the whole package does, and a batch that stores
+    # dictionaries, texts and numbers needs none of it.
     from uuid import UUID  # noqa: PLC0415
 
     from cattrs.preconf.json import make_converter  # noqa: PLC0415
@@ -92,11 +94,19 @@ class JSONSerializer:
 
     def __init__(self, converter: cattrs.Converter | None = None) -> None:
         self._is_ours = converter is None
-        self.converter: cattrs.Converter = _converter() if converter is None else converter
+        if converter is not None:
+            self.converter = converter
+        unstructure = self._unstructure if converter is None else converter.unstructure
         #: The pieces of what `dumps` returns.
-        self.iterencode: Callable[[object, int], Iterable[str]] = _encoder(
-            self.converter.unstructure
-        )
+        self.iterencode: Callable[[object, int], Iterable[str]] = _encoder(unstructure)
+
+    @functools.cached_property
+    def converter(self) -> cattrs.Converter:
+        """What makes plain values of all others, and back."""
+        return _converter()
+
+    def _unstructure(self, value: object) -> object:
+        return self.converter.unstructure(value)
 
     def dumps(self, value: Any, /) -> bytes:
         """Return `value` as JSON on one line.
@@ -212,8 +222,6 @@ class Codec:
     def __init__(self, serializer: object, result_type: Any) -> None:
         self.serializer: Serializer = as_serializer(serializer)
         self._type = result_type
-        converter = getattr(self.serializer, "converter", None)
-        self._converter = converter if isinstance(converter, cattrs.Converter) else _converter()
         # Only our own JSON is known to hold no NaN, no newline and nothing but ASCII.
         self._strict = type(self.serializer) is JSONSerializer
         # A module has shown that it writes JSON; of a user's own object there is only its word.
@@ -230,6 +238,14 @@ class Codec:
             raise UsageError(
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
             )
+
+    @functools.cached_property
+    def _converter(self) -> cattrs.Converter:
+        import cattrs  # noqa: PLC0415 - see `_converter`
+
+        converter = getattr(self.serializer, "converter", None)
+
+        return converter if isinstance(converter, cattrs.Converter) else _converter()
 
     def __reduce__(self) -> tuple[Any, ...]:
         plain = type(self.serializer) is JSONSerializer
