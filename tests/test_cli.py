@@ -379,8 +379,8 @@ class TestShell:
 
 def deaf_to_nothing() -> None:
     """Undo what a shell does to jobs in the background, and nohup to all: they ignore signals."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

