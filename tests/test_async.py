@@ -375,6 +375,19 @@ def test_an_exit_inside_an_item_ends_the_program(path):
     assert set(Checkpoint(path, read_only=True)) <= {"0", "1", "2"}
 
 
+def test_a_function_that_returns_nothing_to_await_stops_the_batch(path):
+    """It would be every item's error, booked one after the other."""
+
+    async def main():
+        with ResumableBatch(path, range(1000)) as batch:
+            await batch.arun(lambda item: item, concurrency=3)
+
+    with pytest.raises(UsageError, match="returned int, which cannot be awaited: use run or map"):
+        asyncio.run(main())
+
+    assert list(Checkpoint(path, read_only=True)) == []
+
+
 # A decorated coroutine function
 
 

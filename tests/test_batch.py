@@ -801,3 +801,16 @@ def test_a_class_is_no_retry_policy(path):
     """`retry=Backoff` is refused at once, and not at the first failure."""
     with pytest.raises(UsageError, match=r"Backoff\(\)"):
         ResumableBatch(path, ["a"], retry=Backoff)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_ends_a_batch_before_its_first_item_is_told_by_its_exception_alone(
+    path, caplog, begun
+):
+    """Where nothing was begun there is nothing to go on with."""
+    with pytest.raises(UsageError), ResumableBatch(path, [1, 2]) as batch:
+        if begun:
+            next(iter(batch))
+        batch.run(str, concurrency=0)
+
+    assert bool(caplog.records) == begun

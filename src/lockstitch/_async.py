@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ._attempt import Attempt, Outcome
+from ._errors import UsageError
 from ._executors import SAVERS, Events, drive
 from ._guard import Check, ask
 from ._model import ErrorInfo, Limit
@@ -83,7 +84,7 @@ async def work(
     """Await `fn(item)` as this attempt and store its result; cancelled, the item stays pending."""
     token = attempt.enter()
     try:
-        result = await fn(entry.item)
+        result = await _called(fn, entry.item)
         if not attempt.saved:
             await _finish(_in_thread(savers, attempt.save, result))
     except asyncio.CancelledError as exception:
@@ -98,6 +99,17 @@ async def work(
         attempt.leave(token)
 
     return attempt.outcome(None)
+
+
+def _called(fn: Callable[[Any], Awaitable[Any]], item: Any) -> Awaitable[Any]:
+    awaitable = fn(item)
+    if not inspect.isawaitable(awaitable):
+        raise UsageError(
+            f"arun and amap take a coroutine function; {fn!r} returned "
+            f"{type(awaitable).__name__}, which cannot be awaited: use run or map"
+        )
+
+    return awaitable
 
 
 def _cancelled() -> bool:

@@ -203,6 +203,8 @@ class ResumableBatch(Generic[T]):
             logger.warning(
                 "%s: %d handed out and never saved, so still pending: %s", path, len(unsaved), some
             )
+        if reason == "failed" and not run.number:
+            return  # nothing was begun, and the exception says why
         if reason is not None:
             logger.warning("%s: %s; %s", path, summary, _advice(reason))
         elif summary.errors:
