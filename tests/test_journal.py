@@ -3,8 +3,10 @@
 import errno
 import itertools
 import json
+import logging
 import os
 import signal
+import sys
 import threading
 import tracemalloc
 from collections import Counter
@@ -896,7 +898,8 @@ def test_what_interrupts_a_leader_is_not_told_to_who_follows(path, files, error,
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_who_is_told_saved_finds_its_record(path, files, monkeypatch, broken):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ProcessLookupError(errno.ESRCH, "mine")])
+def test_who_is_told_saved_finds_its_record(path, files, monkeypatch, broken, error):
     """Also where the leader was interrupted just after the commit, and the disk fails then."""
     checkpoint = Checkpoint(path)
     fill(checkpoint)
@@ -907,15 +910,103 @@ def test_who_is_told_saved_finds_its_record(path, files, monkeypatch, broken):
         monkeypatch.setattr(type(fold), "apply", apply)
         if broken:
             files.on["truncate"] = files.failing(errno.EIO, times=99)
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(type(fold), "apply", interrupt)
     ended = two_that_share(checkpoint)
     files.on.clear()
-    # A disk that fails takes nothing back: both are in the file, whatever its index knows.
-    assert sorted(ended.values(), key=str) == sorted([KeyboardInterrupt, not broken], key=str)
+    assert sorted(ended.values(), key=str) == sorted([type(error), True], key=str)
     checkpoint.close()
     assert ids_in(path) == Counter(["i0", "i1", "i2", "t0", "t1"])
+
+
+def interrupting_call(number):
+    """Return a trace function that interrupts at so many calls in the committer from here."""
+    left = iter(range(number))
+
+    def trace(frame, event, _):
+        ours = frame.f_globals.get("__name__") == "lockstitch._commit"
+        if ours and event == "call" and next(left, None) is None:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    return trace
+
+
+@pytest.mark.parametrize("name", ["save", "flush", "undo"])
+def test_an_interrupt_behind_a_failed_sync_does_not_hide_it(tmp_path, files, name):
+    """At whatever call it strikes: the next sync would succeed, and the data not be on the disk."""
+    previous, number, interrupted = sys.gettrace(), 0, True
+    while interrupted:
+        path = tmp_path / f"{number}.jsonl"
+        checkpoint = Checkpoint(path, fsync=name == "save")
+        fill(checkpoint)
+        inode, interrupted = path.stat().st_ino, False
+
+        def sync(_fd, number=number):
+            files.on.clear()
+            sys.settrace(interrupting_call(number))
+            raise OSError(errno.EIO, "no")
+
+        files.on["sync"] = sync
+        if name == "undo":
+            files.on["write"] = files.failing(errno.ENOSPC)
+        try:
+            checkpoint.flush() if name == "flush" else checkpoint.save("x", 1)
+        except KeyboardInterrupt:
+            interrupted = True
+        except DurabilityUnknown:
+            assert name == "undo"
+        finally:
+            sys.settrace(previous)
+        try:
+            checkpoint.save("y", 1)
+            checkpoint.flush()
+        except DurabilityUnknown:
+            told = ["i0", "i1", "i2"]
+        else:
+            assert path.stat().st_ino != inode, number
+            told = ["i0", "i1", "i2", "y"]
+        checkpoint.close()
+        assert set(told) <= set(ids_in(path)), number
+        assert max(ids_in(path).values()) == 1, number
+        number += 1
+
+    assert number > 1
+
+
+def test_an_interrupt_while_a_copy_is_told_of_writes_nothing_twice(path, files):
+    """The copy has the record, and the file that is adopted says so in the same step."""
+
+    class Interrupting(logging.Handler):
+        def emit(self, record):
+            raise KeyboardInterrupt
+
+    handler = Interrupting()
+    checkpoint = Checkpoint(path)
+    fill(checkpoint)
+    files.on["sync"] = files.failing(errno.EIO)
+    logging.getLogger("lockstitch").addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save("x", 1)
+    finally:
+        logging.getLogger("lockstitch").removeHandler(handler)
+    checkpoint.save("y", 1)
+    checkpoint.close()
+    assert ids_in(path) == Counter(["i0", "i1", "i2", "x", "y"])
+
+
+def test_a_timeout_while_an_opening_makes_its_copy_ends_the_opening(path, files):
+    """Nobody gets a handle that takes nothing."""
+    with Checkpoint(path) as checkpoint:
+        fill(checkpoint)
+    path.write_bytes(path.read_bytes().rpartition(b'{"end":')[0])
+    files.on["drop_cache"] = lambda *_: False
+    interrupted(files, Checkpoint(path).__enter__, error=TimeoutError("too long"), call="replace")
+    with Checkpoint(path) as again:
+        again.save("y", 1)
+        assert sorted(again) == ["i0", "i1", "i2", "y"]
 
 
 def test_a_flush_that_cannot_commit_what_an_interrupt_has_left_says_so(path, files):

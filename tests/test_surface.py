@@ -192,7 +192,10 @@ def test_importing_brings_nothing_that_was_not_asked_for():
 
 
 def test_who_stores_plain_data_does_not_pay_for_cattrs(tmp_path):
-    """It is imported for the first value that JSON does not know; none of these is one."""
+    """It is imported for the first value that JSON does not know, and where types are asked for.
+
+    Where they are, before the first save: what is forked during an import waits for its lock.
+    """
     code = """if True:
         import sys
         from lockstitch import *
@@ -201,12 +204,14 @@ def test_who_stores_plain_data_does_not_pay_for_cattrs(tmp_path):
                 batch.run(lambda item: {"a": [1, "x", None]})
         Checkpoint("run.jsonl", read_only=True)["a"]
         print("cattrs" in sys.modules)
+        Checkpoint("run.jsonl", result_type=list[int])
+        print("cattrs" in sys.modules)
     """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
 
-    assert done.stdout == "False\n"
+    assert done.stdout == "False\nTrue\n"
 
 
 def test_nothing_is_shared_between_batches_at_module_level():

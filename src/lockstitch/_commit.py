@@ -18,7 +18,12 @@ for each other.
 
 A failed write is undone, and the handle stays usable. A failed sync is never retried: the kernel
 reports it once and then forgets, and the next sync succeeds without the data being on the disk
-(ext4, XFS and btrfs alike). A complete copy is published instead, or the handle is given up.
+(ext4, XFS and btrfs alike). A complete copy is published instead, or the handle is given up. What
+has failed is written down before anything is called: at each call a signal handler may raise, and
+the failure would be forgotten.
+
+An `OSError` without an `errno` is not the system's, which always gives one. It was raised by a
+signal handler, `TimeoutError("too long")` for instance, and says nothing about the file.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ from ._errors import (
     SerializationFailed,
     UsageError,
 )
-from ._files import Files, is_of_system, write_all
+from ._files import Files, write_all
 from ._frames import MAX_LINE, seal
 from ._reading import Fold
 
@@ -61,6 +66,8 @@ _PATIENCE = 0.05
 #: After so many writes that were not synced, the file is looked at whole. Its length is looked at
 #: before each; whether it still has its name costs as much as half of the write.
 _LOOK = 64
+
+_UNSYNCED = "a sync failed"
 
 #: Greater than the number of any ticket.
 _NEVER = 1 << 62
@@ -159,11 +166,14 @@ class Committer(Generic[F]):
         self._unlooked = 0
         self._timer: threading.Timer | None = None
 
-    def adopt(self, fd: int, salt: int, fold: F, end: int, last: int) -> None:
-        """Go on with a file that has just been read and is known to be on the disk."""
+    def adopt(self, fd: int, salt: int, fold: F, end: int, last: int, committed: int) -> None:
+        """Go on with a file that has just been read and is known to be on the disk.
+
+        `committed` is how many tickets are in it that were not in the one before.
+        """
         self._untold = []  # offsets in another file
         self.fd, self.salt, self.fold = fd, salt, fold
-        self.state = (end, last, self.state[2])
+        self.state = (end, last, self.state[2] + committed)
         self.proven = last
         self.midway = ""
         self.ready = True
@@ -277,7 +287,7 @@ class Committer(Generic[F]):
                 self._write([(payload, id)], 0, False)
             except BaseException as error:
                 # Interrupted. Nobody has been told that it is saved; if it can be, it will be.
-                if self.state is state and not self._failed(error):
+                if self.state is state and not self._failed(error, self.state):
                     self._queue.append(_Ticket(payload, id))
                 raise
             finally:
@@ -357,14 +367,14 @@ class Committer(Generic[F]):
 
     def _commit(self) -> None:
         """Write what is queued, sync it, and wake who waits for it; the mutex is held."""
-        group = self._take_group()
+        group, state = self._take_group(), self.state
         try:
             self.bring_to_order()
             fresh = [each for each in group if each.seq > self.state[2]]
             if fresh:
                 self._write([(each.payload, each.id) for each in fresh], len(fresh), self.syncs)
         except (OSError, LockstitchError) as error:
-            if not self._failed(error):
+            if not self._failed(error, state):
                 raise
             for each in group:
                 if each.seq > self.state[2]:  # else it is in the file, whatever came after that
@@ -376,10 +386,13 @@ class Committer(Generic[F]):
                 each.poke()
         self._group = []
 
-    def _failed(self, error: BaseException) -> bool:
-        """Tell what a write has raised from what a signal handler has while it was going on."""
+    def _failed(self, error: BaseException, state: State) -> bool:
+        """Tell what a write has raised from what a signal handler has while it was going on.
+
+        `state` is that before the write: once it is committed, nothing fails any more.
+        """
         if isinstance(error, OSError):
-            return is_of_system(error)
+            return error.errno is not None and self.state is state
 
         return isinstance(error, LockstitchError) and (bool(self.poison) or self.fd < 0)
 
@@ -423,12 +436,12 @@ class Committer(Generic[F]):
 
     def _recover(self) -> None:
         """Bring to its end what an interrupt has left; raises if the file takes no more."""
-        self.check_usable()
-        self._undo([])
         end = self.end
-        for offset, line in self._untold:
+        for offset, line in self._untold:  # first, for it is in the file whatever comes now
             if offset < end:
                 self.fold.apply(offset, line)
+        self.check_usable()
+        self._undo([])
         self.ready = True
 
     def _write(self, records: list[tuple[bytes, str]], tickets: int, sync: bool) -> None:
@@ -462,10 +475,10 @@ class Committer(Generic[F]):
             try:
                 self._files.sync(self.fd)
             except OSError as error:
-                if not is_of_system(error):
+                if error.errno is None:
                     raise
+                self.midway = _UNSYNCED
                 self._rescue(error, [line for _, line in fresh], records)
-                self.state = (*self.state[:2], done + tickets)
                 return
         self.state = (end, n, done + tickets)  # the commit point
         if sync:
@@ -485,9 +498,11 @@ class Committer(Generic[F]):
             self._files.truncate(self.fd, self.end)
             self._files.sync(self.fd)
         except OSError as error:
-            if not is_of_system(error):
+            self.ready = False
+            if error.errno is None:
                 raise  # the cut is made when somebody writes next
-            self.give_up(f"a failed write could not be undone ({error})", error, records)
+            self.poison = "a failed write could not be undone"
+            self.give_up(f"{self.poison} ({error})", error, records)
 
     def give_up(
         self, reason: str, cause: OSError, records: list[tuple[bytes, str]] | None = None
@@ -524,8 +539,9 @@ class Committer(Generic[F]):
         try:
             self._files.sync(self.fd)
         except OSError as error:
-            if not is_of_system(error):
+            if error.errno is None:
                 raise
+            self.ready, self.midway = False, _UNSYNCED
             self._rescue(error, [], [])
         else:
             self.proven = n
@@ -553,14 +569,13 @@ class Committer(Generic[F]):
         """After a failed sync: put everything into a new file, or give up."""
         # Until the copy is in place, and for good if an interrupt comes first: the next sync
         # would succeed without the data being on the disk.
-        self.ready = False
-        self.midway = f"a sync failed ({error})"
+        self.midway = f"{_UNSYNCED} ({error})"
         try:
             self._rescue_by(lines)
         except (OSError, CheckpointDamaged) as again:
-            if isinstance(again, OSError) and not is_of_system(again):
+            if isinstance(again, OSError) and again.errno is None:
                 raise
-            reason = f"a sync failed ({error}), and so did writing a copy ({again})"
+            reason = f"{_UNSYNCED} ({error}), and so did writing a copy ({again})"
             self.give_up(reason, error, records)
         except DurabilityUnknown:  # the copy has taken the file's name, or maybe not
             self.give_up(self.poison, error, records)

@@ -275,15 +275,6 @@ def write_all(files: Files, fd: int, data: bytes) -> None:
         taken += files.write(fd, memoryview(data)[taken:])
 
 
-def is_of_system(error: OSError) -> bool:
-    """Tell an error of the system from one of a signal handler that ran while it was at work.
-
-    `TimeoutError("too long")`, what handlers of SIGALRM like to raise, is an `OSError` as well. It
-    says nothing about the file; and it has no error number, which the system always gives.
-    """
-    return error.errno is not None
-
-
 def read_lines(files: Files, fd: int, start: int, longest: int) -> Iterator[bytes]:
     """Yield the lines from `start` to the end of the file; see `read_blocks`."""
     return itertools.chain.from_iterable(read_blocks(files, fd, start, longest))

@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from ._clock import CLOCK
 from ._commit import Committer
 from ._errors import UsageError
-from ._files import Files, SystemFiles, discard, is_of_system, read_blocks, write_all
+from ._files import Files, SystemFiles, discard, read_blocks, write_all
 from ._frames import MAX_LINE, Scan, Wrong, strip_seal, unseal
 from ._lock import Lock, RunLock
 from ._publish import create, keep_aside, new_salt, set_aside, write_new
@@ -191,12 +191,10 @@ class Journal(Generic[F]):
 
         return contents
 
-    def _adopt(self, fd: int, contents: Contents[F]) -> None:
+    def _adopt(self, fd: int, contents: Contents[F], committed: int = 0) -> None:
         self.header, self.fold = contents.header, contents.fold
-        self._start = contents.scan.start
-        self._commit.adopt(
-            fd, contents.header.salt, contents.fold, contents.scan.end, contents.scan.last
-        )
+        self._start, scan = contents.scan.start, contents.scan
+        self._commit.adopt(fd, contents.header.salt, contents.fold, scan.end, scan.last, committed)
 
     def _prove(self, fd: int, size: int) -> bool:
         """Tell whether what is read from now on is on the disk."""
@@ -258,7 +256,7 @@ class Journal(Generic[F]):
             try:
                 self._republish([])
             except OSError as error:
-                if scan.holes or not synced:
+                if scan.holes or not synced or error.errno is None:
                     raise
                 # A file that is itself a mount point cannot be replaced. It is synced: go on.
                 logger.warning(
@@ -299,12 +297,12 @@ class Journal(Generic[F]):
         payloads = self._payloads(keep, extra)
         temporary = write_new(self._files, self.path, fresh, payloads, self._files.stat(commit.fd))
         try:
-            self._switch(temporary, self._verify(temporary, count))
+            self._switch(temporary, self._verify(temporary, count), len(extra))
         except BaseException:
             discard(self._files, temporary)
             raise
 
-    def _switch(self, temporary: str, contents: Contents[F]) -> None:
+    def _switch(self, temporary: str, contents: Contents[F], committed: int) -> None:
         """Put the copy in the file's place and go on with it; an `OSError` leaves the old file.
 
         Any other interruption leaves a handle that takes no more: with the old salt in the new
@@ -319,7 +317,7 @@ class Journal(Generic[F]):
         try:
             self._files.replace(temporary, self.path)
         except OSError as error:
-            if not is_of_system(error):
+            if error.errno is None:
                 raise  # of a handler: it may have come before or after the file was replaced
             commit.fd = self._reopen()
             commit.midway, commit.ready = before, was_ready
@@ -329,7 +327,7 @@ class Journal(Generic[F]):
             self._files.sync_directory(self.path)
         except OSError as error:
             commit.give_up(f"the name of the new file could not be synced ({error})", error)
-        self._adopt(commit.fd, contents)
+        self._adopt(commit.fd, contents, committed)
 
     def _reopen(self) -> int:
         commit = self._commit

@@ -78,9 +78,10 @@ class ResumableLoop(Generic[T]):
         )
         if late:
             said += (
-                f". If it stays an item ahead, its last {late} results are stored, each under the "
+                f". If it stays an item ahead, the last {late} results are stored, each under the "
                 "id of the item after its own: forget them with checkpoint.forget("
-                f"[record.id for record in [*checkpoint.records()][-{late}:]])"
+                f"[record.id for record in [*checkpoint.records()][-{late}:]]), "
+                "and those of earlier runs that were interrupted, too"
             )
 
         return said

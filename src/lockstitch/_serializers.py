@@ -238,6 +238,10 @@ class Codec:
             raise UsageError(
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
             )
+        if result_type is not None:
+            # Now and not in a save: a process that is forked while another thread imports would
+            # wait for that thread, which it does not have.
+            _ = self._converter
 
     @functools.cached_property
     def _converter(self) -> cattrs.Converter:
