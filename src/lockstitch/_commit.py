@@ -347,16 +347,7 @@ class Committer(Generic[F]):
 
     def _lead(self, ticket: _Ticket) -> None:
         """Commit what is queued, unless somebody has done it; errors are in the tickets."""
-        me = threading.get_ident()
-        with self._mutex:
-            self._owner = me  # as in `holding`
-            try:
-                if not ticket.over:
-                    self._commit()
-            finally:
-                self._owner = None
-        if self._queue:
-            self._poke_next()
+        self.holding(lambda: None if ticket.over else self._commit())
 
     def _poke_next(self) -> None:
         """Wake the next leader."""
@@ -382,8 +373,7 @@ class Committer(Generic[F]):
                     each.error = _copy(error, self._path)
         for each in group:
             each.done = each.error is None
-            if each.wake is not None:
-                each.poke()
+            each.poke()
         self._group = []
 
     def _failed(self, error: BaseException, state: State) -> bool:

@@ -81,6 +81,14 @@ def _converter() -> cattrs.Converter:
     return cast("cattrs.Converter", converter)
 
 
+def _converter_of(serializer: Serializer) -> cattrs.Converter:
+    import cattrs  # noqa: PLC0415 - see `_converter`
+
+    converter = getattr(serializer, "converter", None)
+
+    return converter if isinstance(converter, cattrs.Converter) else _converter()
+
+
 class JSONSerializer:
     """The default: JSON, with everything cattrs knows made of it on the way.
 
@@ -238,18 +246,9 @@ class Codec:
             raise UsageError(
                 f"result_type= goes with JSON; {self.serializer.name} brings its own types back"
             )
-        if result_type is not None:
-            # Now and not in a save: a process that is forked while another thread imports would
-            # wait for that thread, which it does not have.
-            _ = self._converter
-
-    @functools.cached_property
-    def _converter(self) -> cattrs.Converter:
-        import cattrs  # noqa: PLC0415 - see `_converter`
-
-        converter = getattr(self.serializer, "converter", None)
-
-        return converter if isinstance(converter, cattrs.Converter) else _converter()
+        # Imported now and not in a save: a process that is forked while another thread imports
+        # would wait for that thread, which it does not have.
+        self._converter = None if result_type is None else _converter_of(self.serializer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         plain = type(self.serializer) is JSONSerializer
@@ -330,11 +329,11 @@ class Codec:
             return self.serializer.loads(_unpack(json.loads(fragment)))
         value = self.serializer.loads(fragment)
 
-        return value if self._type is None else self._converter.structure(value, self._type)
+        return value if self._converter is None else self._converter.structure(value, self._type)
 
     def _fragment(self, id: str, value: object) -> bytes:
         try:
-            if self._type is not None:
+            if self._converter is not None:
                 value = self._converter.unstructure(value, unstructure_as=self._type)
             data = self.serializer.dumps(value)
         except Exception as error:
