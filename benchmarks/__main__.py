@@ -32,6 +32,12 @@ def main() -> None:
         parser.error(f"no such workload: {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     output: Path = arguments.output
     page: Path | None = arguments.paste
+    if page is not None:  # now, and not after a quarter of an hour
+        try:
+            for name in arguments.workloads or [*WORKLOADS, "budgets"]:
+                pasted(page.read_text("utf-8"), name, "")
+        except (OSError, ValueError) as error:
+            parser.error(f"--paste {page}: {error}")
     output.mkdir(parents=True, exist_ok=True)
     budgets: list[Budget] = []
     # The scratch folder is on the disk of the output: a sync in a file system in memory is free.
@@ -78,13 +84,22 @@ def _draw(name: str, plots: list[Plot], rig: Rig, output: Path, page: Path | Non
         rig.leave_out(f"the plot of {name}: matplotlib is not installed")
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
+
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--quick", action="store_true", help="three rounds, at most 100,000 items")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--largest", type=int, default=1_000_000, metavar="N", help="no workload has more items"
+        "--rounds", type=_count, default=5, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--largest", type=_count, default=1_000_000, metavar="N", help="no workload has more items"
     )
     parser.add_argument(
         "--output",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import WORKLOADS
+from benchmarks.__main__ import WORKLOADS, main
 from benchmarks._case import Stopwatch
 from benchmarks._measure import Case, Rig, ratios, values
 from benchmarks.report import Budget, pasted
@@ -126,3 +126,27 @@ def test_the_page_about_performance_has_a_place_for_every_table():
         pasted(page, name, "")
     with pytest.raises(ValueError, match="nothing"):
         pasted(page, "nothing", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--rounds", "0"], "a whole number from 1, not '0'"),
+        (["--largest", "many"], "a whole number from 1, not 'many'"),
+        (["--paste", "none.md"], "--paste none.md: "),
+        (["--paste", "empty.md"], "the page has no <!-- save -->"),
+        (["nosuch"], "no such workload: nosuch; there are save, resume"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys, options, told
+):
+    """A typing error does not cost a quarter of an hour."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.md").write_text("# Nothing")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+    with pytest.raises(SystemExit):
+        main()
+
+    assert told in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["empty.md"]
